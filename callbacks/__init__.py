@@ -1,0 +1,8 @@
+"""Ideas about filtering, sampling and looking at a run: Lightning callbacks, used by name in YAML and on the command line."""
+
+from .curriculum import Curriculum
+from .hf_export import HFExport
+from .improvement import Improvement
+from .sample_table import SampleTable
+
+__all__ = ["Curriculum", "HFExport", "Improvement", "SampleTable"]

@@ -1,0 +1,44 @@
+"""Write the policy as a Hugging Face folder whenever a checkpoint is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lit_rl.export import export_policy, whole_weights
+from lit_rl.module import PolicyModule
+
+
+class HFExport(Callback):
+    """Export model and tokenizer with each checkpoint, and at the end of the run.
+
+    ``AutoModelForCausalLM.from_pretrained`` and the next run's ``model.policy.pretrained`` open the folder. It always
+    holds the weights of the latest export, and is replaced only by a finished one.
+
+    Args:
+        folder: where to, below the run's folder (``trainer.default_root_dir``) unless it is an absolute path.
+    """
+
+    def __init__(self, folder: str = "export") -> None:
+        self.folder = folder
+        self._exported = -1  # the step of the last export
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._export(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._export(trainer, module)
+
+    def _export(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, PolicyModule)
+        if self._exported == trainer.global_step:
+            return
+        self._exported = trainer.global_step
+        weights = whole_weights(module.policy)  # on every rank: sharded weights are gathered
+        if trainer.is_global_zero:
+            export_policy(module.policy, module.tokenizer, Path(trainer.default_root_dir) / self.folder, weights)
+        trainer.strategy.barrier()

@@ -1,0 +1,86 @@
+"""Accuracy before the first step and after the last: what the training was worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_rl.files import write_text
+
+
+class Improvement(Callback):
+    """Print a baseline before the first step and the improvement at the end, and write both to ``report.json``.
+
+    The baseline is the sanity check over the whole validation set (``trainer.num_sanity_val_steps: -1``), which every
+    logger gets at step 0.
+
+    Args:
+        monitor: the figure to compare; its interval is read from the same name with ``_low`` and ``_high``.
+    """
+
+    def __init__(self, monitor: str = "val/accuracy") -> None:
+        self.monitor = monitor
+        self.before: dict[str, Any] | None = None
+        self.after: dict[str, Any] | None = None
+        self._seconds = 0.0  # of earlier processes of this run
+        self._start = 0.0
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.num_sanity_val_steps != float("inf") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError("Improvement needs a baseline on the whole validation set; set trainer.num_sanity_val_steps to -1.")
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.monitor not in trainer.callback_metrics:
+            return
+        figures = self._figures(trainer)
+        if not trainer.sanity_checking:
+            self.after = figures
+            return
+        self.before = figures
+        rank_zero_info(f"Baseline: {_line(figures)}")
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=0)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.before is None or self.after is None or not trainer.is_global_zero:
+            return
+        gain = self.after["value"] - self.before["value"]
+        rank_zero_info(f"Final: {_line(self.after)}\nImprovement: {100 * gain:+.1f} points")
+        report = {
+            "monitor": self.monitor,
+            "before": self.before,
+            "after": self.after,
+            "improvement": gain,
+            "steps": trainer.global_step,
+            "seconds": round(self._total_seconds(), 1),
+        }
+        write_text(Path(trainer.default_root_dir) / "report.json", json.dumps(report, indent=2))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "after": self.after, "seconds": self._total_seconds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before, self.after, self._seconds = state["before"], state["after"], state["seconds"]
+
+    def _total_seconds(self) -> float:
+        return self._seconds + (time.perf_counter() - self._start if self._start else 0.0)
+
+    def _figures(self, trainer: pl.Trainer) -> dict[str, Any]:
+        names = {"value": self.monitor, "low": f"{self.monitor}_low", "high": f"{self.monitor}_high"}
+        metrics = trainer.callback_metrics
+        return {key: float(metrics[name]) for key, name in names.items() if name in metrics} | {"step": trainer.global_step}
+
+
+def _line(figures: dict[str, Any]) -> str:
+    interval = f" ({100 * figures['low']:.1f} to {100 * figures['high']:.1f})" if "low" in figures else ""
+    return f"{100 * figures['value']:.1f} %{interval} at step {figures['step']}"

@@ -1,0 +1,58 @@
+"""What the policy writes, to read while it trains: prompts, completions, reward parts and advantages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+
+from lit_rl.rollouts import Rollouts
+from lit_rl.stream import MicroBatch
+
+
+class SampleTable(Callback):
+    """Append some completions of the current rollout to ``samples.jsonl``, and to W&B as a table where it is a logger.
+
+    Args:
+        every_n_steps: optimizer steps between two entries.
+        rows: completions per entry: the first of the micro-batch, group by group.
+    """
+
+    def __init__(self, every_n_steps: int = 50, rows: int = 8) -> None:
+        self.every_n_steps, self.rows = every_n_steps, rows
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: MicroBatch, batch_idx: int) -> None:
+        due = batch.first and trainer.global_step % self.every_n_steps == 0
+        if not (due and trainer.is_global_zero and isinstance(batch.rows, Rollouts)) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        entries = sample_rows(batch.rows, trainer.global_step)[: self.rows]
+        path = Path(trainer.default_root_dir) / "samples.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and entries:
+                columns = list(entries[0])
+                logger.log_table("samples", columns=columns, data=[[entry[name] for name in columns] for entry in entries])
+
+
+def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
+    """One flat entry per completion, in the order of the rollouts."""
+    columns = {
+        "reward": rollouts.rewards,
+        **{f"rewards/{name}": values for name, values in rollouts.parts.items()},
+        "advantage": rollouts.advantages,
+        "truncated": rollouts.truncated,
+        "length": rollouts.lengths,
+    }
+    values = {name: column.tolist() for name, column in columns.items()}
+    entries = []
+    for row, text in enumerate(rollouts.texts):
+        sample = rollouts.prompts.samples[rollouts.prompt_index[row]]
+        entry = {"step": step, "prompt": sample.prompt, "completion": text, "reference": sample.reference}
+        entries.append(entry | {name: column[row] for name, column in values.items()})
+    return entries

@@ -1,0 +1,178 @@
+"""What every source of prompts shares: batches at a position that can be resumed, tokenized in the loader's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from transformers import PreTrainedTokenizerBase
+
+from lit_rl.types import PromptBatch, Sample
+
+WINDOW = 50
+"""Batches that are sorted by length together, as a compromise between little padding and random order."""
+
+
+class EpochSampler(DistributedSampler):
+    """The order of an epoch, a function of (seed, epoch) alone, entered at any batch.
+
+    Rank r takes places r, r + ranks, ...: together the ranks' batches are the batch of a single process.
+
+    Args:
+        dataset: the samples.
+        batch_size: samples per batch on each rank; an incomplete last batch is dropped.
+        ranks: number of processes.
+        rank: this process.
+        seed: of the permutations.
+        endless: whether the data set goes on behind its length, so that every epoch is new instead of permuted.
+        group_by_length: sort windows of batches by the length of their text, then shuffle the batches.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        batch_size: int,
+        ranks: int,
+        rank: int,
+        seed: int,
+        endless: bool = False,
+        group_by_length: bool = False,
+    ) -> None:
+        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed, drop_last=True)
+        self.batch_size, self.endless, self.group_by_length = batch_size, endless, group_by_length
+        self.first_batch = 0
+
+    def set_position(self, epoch: int, batch: int) -> None:
+        """Let the next iteration begin at this batch of this epoch."""
+        self.set_epoch(epoch)
+        self.first_batch = batch
+
+    def __len__(self) -> int:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        return size // (self.batch_size * self.num_replicas) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        per_batch = self.batch_size * self.num_replicas
+        order = self._order()[: len(self) * self.num_replicas]
+        window = per_batch * (WINDOW if self.group_by_length else 1)
+        for start in range(self.first_batch * per_batch // window * window, len(order), window):
+            places = order[start : start + window]
+            if self.group_by_length:
+                places = self._by_length(places, per_batch, start)
+            skip = max(0, self.first_batch * per_batch - start)
+            yield from places[skip + self.rank :: self.num_replicas].tolist()
+
+    def _order(self) -> torch.Tensor:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if self.endless:
+            return torch.arange(self.epoch * size, (self.epoch + 1) * size)
+        return torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(size))
+
+    def _by_length(self, places: torch.Tensor, per_batch: int, start: int) -> torch.Tensor:
+        samples = [self.dataset[place] for place in places.tolist()]
+        lengths = torch.tensor([len(sample.prompt) + len(sample.completion) for sample in samples])
+        batches = places[lengths.argsort(stable=True)].view(-1, per_batch)
+        shuffled = np.random.default_rng([self.seed, self.epoch, start]).permutation(len(batches))
+        return batches[shuffled].flatten()
+
+
+class PromptDataModule(pl.LightningDataModule):
+    """A source of samples for any algorithm. Subclasses set ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
+
+    Args:
+        batch_size: prompts per batch, over all ranks: one optimizer step of SFT, one rollout of reinforcement learning.
+        eval_batch_size: problems that are answered at a time in evaluation, on each rank.
+        num_workers: loader processes per rank; 0 prepares batches in the main process.
+        group_by_length: put texts of like length into one batch (SFT: less padding).
+        seed: of the order of samples; linked to ``seed_everything`` on the command line.
+    """
+
+    endless = False
+    """Whether the training set goes on behind its length."""
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        group_by_length: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.group_by_length, self.seed = num_workers, group_by_length, seed
+        self.train_set: Dataset[Sample]
+        self.val_set: Sequence[Sample]
+        self.test_set: Sequence[Sample]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's."""
+        return self._trainer().lightning_module.tokenizer  # type: ignore[return-value]
+
+    def train_dataloader(self) -> Any:
+        """The module's training data, made from a loader of prompts."""
+        trainer = self._trainer()
+        ranks = trainer.world_size
+        if self.batch_size % ranks:
+            below, above = self.batch_size // ranks * ranks, (self.batch_size // ranks + 1) * ranks
+            raise ValueError(
+                f"data.batch_size {self.batch_size} does not divide over {ranks} ranks; the nearest that do: "
+                f"{below or above} and {above}."
+            )
+        size = self.batch_size // ranks
+        sampler = EpochSampler(
+            self.train_set, size, ranks, trainer.global_rank, self.seed, self.endless, self.group_by_length
+        )
+        loader = DataLoader(
+            self.train_set,
+            batch_size=size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            drop_last=True,
+            # Its own generator: creating an iterator would otherwise move the global one.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        return trainer.lightning_module.training_data(loader)  # type: ignore[operator]
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.test_set)
+
+    def collate(self, samples: list[Sample]) -> PromptBatch:
+        """Tokenize; completions get the end token."""
+        tokenizer = self.tokenizer
+        prompts = tokenizer([sample.prompt for sample in samples], add_special_tokens=False)["input_ids"]
+        completions = tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]
+        end = tokenizer.eos_token_id
+        ended = [[*ids, end] if sample.completion else [] for ids, sample in zip(completions, samples, strict=True)]
+        return PromptBatch.pad(prompts, ended, samples, tokenizer.pad_token_id)
+
+    def _evaluation_loader(self, samples: Sequence[Sample]) -> DataLoader:
+        trainer = self._trainer()
+        # No repeats: every rank answers its own problems, and none is counted twice.
+        sampler = UnrepeatedDistributedSampler(
+            samples, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+        )
+        return DataLoader(
+            samples,  # type: ignore[arg-type]
+            batch_size=self.eval_batch_size,
+            sampler=sampler,
+            collate_fn=self.collate,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _trainer(self) -> pl.Trainer:
+        assert self.trainer is not None, "the data module is used by a Trainer"
+        return self.trainer

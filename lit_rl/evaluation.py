@@ -1,0 +1,91 @@
+"""How good the policy is on held-out problems: greedy accuracy with an interval, pass@k and majority vote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lit_rl.metrics import Proportion, majority, pass_at_k
+from lit_rl.rewards.answers import Correct, rows_samples
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.sampler import Sampler, SampleKey
+from lit_rl.types import PromptBatch
+
+if TYPE_CHECKING:
+    from lit_rl.module import PolicyModule
+
+EVALUATION_ROLLOUT = 2**32 - 1
+"""The rollout number of evaluation draws, which training never reaches."""
+
+
+class Evaluation(nn.Module):
+    """Generates answers to held-out problems and counts the right ones.
+
+    Args:
+        max_new_tokens: longest completion in tokens.
+        correct: what a right answer is.
+        samples: sampled completions per problem for pass@k and the majority vote; 0 leaves both out.
+        temperature: of those samples.
+    """
+
+    def __init__(
+        self, max_new_tokens: int = 256, correct: Correct | None = None, samples: int = 0, temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.correct = correct or Correct()
+        self.samples = samples
+        self.greedy = Sampler(max_new_tokens=max_new_tokens, temperature=0.0)
+        self.sampled = Sampler(max_new_tokens=max_new_tokens, temperature=temperature)
+        names = ["accuracy", "truncated"]
+        if samples:
+            names += ["pass@1", f"pass@{samples}", f"maj@{samples}"]
+        self.proportions = nn.ModuleDict({name: Proportion() for name in names})
+
+    def update(self, module: PolicyModule, prompts: PromptBatch) -> None:
+        """Count in one batch of problems."""
+        rollouts = self._generate(module, self.greedy, prompts, 1)
+        self._add("accuracy", self.correct.score(rollouts))
+        self._add("truncated", rollouts.truncated)
+        if self.samples:
+            self._count_samples(self._generate(module, self.sampled, prompts, self.samples))
+
+    def answer(self, module: PolicyModule, prompts: PromptBatch) -> list[dict[str, str]]:
+        """Prompt, greedy completion and reference of each problem."""
+        texts = self._generate(module, self.greedy, prompts, 1).texts
+        return [
+            {"prompt": sample.prompt, "completion": text, "reference": sample.reference}
+            for sample, text in zip(prompts.samples, texts, strict=True)
+        ]
+
+    def _count_samples(self, rollouts: Rollouts) -> None:
+        size = self.samples
+        answers = self.correct.answers(rollouts)
+        right = self.correct.score(rollouts).view(-1, size).sum(1).long().tolist()
+        samples = rows_samples(rollouts)[::size]
+        votes = [majority(answers[first : first + size]) for first in range(0, len(answers), size)]
+        voted = [self.correct.is_right(vote, sample) for vote, sample in zip(votes, samples, strict=True)]
+        for k in {1, size}:
+            self._add(f"pass@{k}", torch.tensor([pass_at_k(size, count, k) for count in right]))
+        self._add(f"maj@{size}", torch.tensor(voted))
+
+    def _generate(self, module: PolicyModule, sampler: Sampler, prompts: PromptBatch, size: int) -> Rollouts:
+        rollouts = sampler.sample(module.policy, prompts, size, SampleKey(module.seed, EVALUATION_ROLLOUT))
+        rollouts.texts = module.decode(rollouts)
+        return rollouts
+
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        metric = self.proportions[name]
+        assert isinstance(metric, Proportion)
+        metric.update(values)
+
+    def compute(self) -> dict[str, float]:
+        """The figures over all ranks, each with ``_low`` and ``_high`` of its interval, and a fresh start for the next."""
+        figures: dict[str, float] = {}
+        for name, metric in self.proportions.items():
+            assert isinstance(metric, Proportion)
+            value = metric.compute()
+            figures |= {name: value["mean"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            metric.reset()
+        return figures

@@ -1,0 +1,140 @@
+"""Experience: the training data of a reinforcement-learning module, made while it is being consumed.
+
+A batch of prompts is sampled, scored, shown to the callbacks and given advantages; then its minibatches are yielded, one
+micro-batch after another, ``epochs`` times over. Generation thereby is data loading to Lightning, and every Trainer
+flag and strategy keeps its meaning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from lit_rl.hooks import RolloutCallback
+from lit_rl.losses import token_weights
+from lit_rl.metrics import rollout_metrics
+from lit_rl.plan import BatchPlan, balanced_parts
+from lit_rl.rewards.base import score_rollouts
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.sampler import SampleKey
+from lit_rl.stream import MicroBatch, TrainingStream
+from lit_rl.types import PromptBatch
+
+if TYPE_CHECKING:
+    from lit_rl.algorithms.grpo import GRPO
+
+
+class Experience(TrainingStream):
+    """Rollouts of the module's policy as a stream of micro-batches.
+
+    Args:
+        module: samples, scores and gives advantages.
+        loader: batches of this rank's prompts.
+        plan: how rollouts are cut.
+    """
+
+    def __init__(self, module: GRPO, loader: DataLoader, plan: BatchPlan) -> None:
+        super().__init__(module, loader, plan)
+        self.module: GRPO = module
+        self.rollouts: Rollouts | None = None
+        self.metrics: dict[str, float] = {}
+        self.number = 0  # of rollouts begun in this run; sampling is keyed by it
+
+    def begin(self) -> None:
+        with self.module.gathered():  # sharded weights, once for all forwards of the rollout
+            self._roll_out()
+
+    def _roll_out(self) -> None:
+        trainer, module = self.module.trainer, self.module
+        start = time.perf_counter()
+        prompts = self.prompts.next().to(module.device)
+        for callback in self._callbacks():
+            prompts = callback.on_rollout_start(trainer, module, prompts)
+        rollouts = self.sample(prompts)
+        sampled = time.perf_counter()
+        self.score(rollouts)
+        scored = time.perf_counter()
+        for callback in self._callbacks():
+            rollouts = callback.on_rollout_end(trainer, module, rollouts)
+        with module.forward_context(), torch.no_grad():
+            module.finish_rollouts(rollouts)
+        self.rollouts = rollouts
+        self.number += 1
+        tokens = int(rollouts.lengths.sum()) * self.plan.ranks
+        self.metrics = rollout_metrics(rollouts, module.gather) | {
+            "time/rollout": sampled - start,
+            "time/reward": scored - sampled,
+            "perf/rollout_tokens_per_second": tokens / (sampled - start),
+        }
+
+    def sample(self, prompts: PromptBatch, round: int = 0) -> Rollouts:
+        """Completions of the prompts; ``round`` tells a refill's draws from those of the rollout that it fills up."""
+        module = self.module
+        key = SampleKey(module.seed, self.number, round)
+        with module.forward_context():
+            return module.sampler.sample(module.policy, prompts, self.plan.group_size, key)
+
+    def score(self, rollouts: Rollouts) -> None:
+        """Decode the completions and let the reward judge them."""
+        rollouts.texts = self.module.decode(rollouts)
+        score_rollouts(self.module.reward, rollouts)
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        rollouts = self.rollouts
+        assert rollouts is not None
+        size = len(rollouts.prompts) // self.plan.minibatches
+        steps = [list(range(first, first + size)) for first in range(0, len(rollouts.prompts), size)]
+        counts = self._count_tokens(rollouts, steps)
+        for epoch in range(self.plan.epochs):
+            for number, prompts in enumerate(steps):
+                yield from self._cut(rollouts, prompts, counts[number], fresh=epoch == number == 0)
+
+    def _cut(self, rollouts: Rollouts, prompts: list[int], num_tokens: int, fresh: bool) -> Iterator[MicroBatch]:
+        """The micro-batches of one optimizer step: whole groups, balanced by tokens."""
+        plan, module = self.plan, self.module
+        num_sequences = plan.prompts // plan.minibatches * plan.group_size
+        useful = self._useful(rollouts, prompts)
+        tokens = rollouts.prompts.mask.sum(1) + rollouts.lengths.view(-1, plan.group_size).sum(1)
+        parts = balanced_parts(tokens[useful].tolist(), plan.accumulate)
+        for number, part in enumerate(parts):
+            rows = rollouts.select([useful[item] for item in part])
+            weights = token_weights(rows.mask, module.aggregation, num_tokens, num_sequences, module.sampler.max_new_tokens)
+            first, last = number == 0, number == len(parts) - 1
+            metrics = self.metrics if fresh and first else None
+            yield MicroBatch(rows, weights, num_tokens, self.scale, first, last, fresh, metrics)
+
+    def _useful(self, rollouts: Rollouts, prompts: list[int]) -> list[int]:
+        """The prompts whose rows have a gradient; at least one for each micro-batch, since every rank runs them all."""
+        if not self.module.skips_zero_advantages:
+            return prompts
+        signal = (rollouts.advantages != 0).view(-1, self.plan.group_size).any(1)
+        useful = [prompt for prompt in prompts if signal[prompt]]
+        fill = [prompt for prompt in prompts if not signal[prompt]]
+        return useful + fill[: max(0, self.plan.accumulate - len(useful))]
+
+    def _count_tokens(self, rollouts: Rollouts, steps: list[list[int]]) -> list[int]:
+        """Sampled tokens of each minibatch over all ranks."""
+        per_prompt = rollouts.lengths.view(-1, self.plan.group_size).sum(1)
+        counts = torch.stack([per_prompt[prompts].sum() for prompts in steps])
+        return self.module.sum_over_ranks(counts).tolist()
+
+    def _callbacks(self) -> list[RolloutCallback]:
+        return [callback for callback in self.module.trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Beside the position: the rollout's number, and the rollout itself where it is unfinished."""
+        unfinished = self.rollouts is not None and self.position % self.plan.micro_batches != 0
+        state = {"number": self.number, "rollouts": None, "metrics": {}}
+        if unfinished and self.rollouts is not None:
+            state |= {"rollouts": self.rollouts.to("cpu").state_dict(), "metrics": self.metrics}
+        return super().state_dict() | state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.number, self.metrics = state["number"], state["metrics"]
+        saved = state["rollouts"]
+        self.rollouts = None if saved is None else Rollouts.from_state(saved).to(self.module.device)

@@ -1,0 +1,61 @@
+"""A policy as a Hugging Face folder, which transformers and the next run's ``policy.pretrained`` open."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedTokenizerBase
+
+from lit_rl.policy import Policy
+
+
+def whole_weights(policy: Policy) -> dict[str, Tensor]:
+    """The policy's weights, unsharded and on the CPU; every rank must call, rank 0 gets them."""
+    return get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write model and tokenizer; the folder is replaced as a whole or not at all.
+
+    An adapter on a base with a name or folder is saved as an adapter; one on a base from scratch is merged, since
+    nothing could open it alone.
+
+    Args:
+        policy: the policy.
+        tokenizer: its tokenizer.
+        folder: where to.
+        weights: from `whole_weights`.
+    """
+    new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
+    new.mkdir(parents=True)
+    if policy.spec.lora and policy.spec.pretrained is None:
+        merged = _merged(policy, weights)
+        merged.save_pretrained(new)
+    else:
+        policy.model.save_pretrained(new, state_dict=weights)  # type: ignore[operator]
+    tokenizer.save_pretrained(new)
+    replace_folder(new, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a finished folder in the place of an older one."""
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@torch.no_grad()
+def _merged(policy: Policy, weights: dict[str, Tensor]) -> Any:
+    """A merged copy; merging and unmerging in place would round the weights that training goes on with."""
+    model = copy.deepcopy(policy.model).cpu()
+    model.load_state_dict(weights)
+    return model.merge_and_unload()  # type: ignore[operator]

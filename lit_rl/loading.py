@@ -1,0 +1,173 @@
+"""From a `PolicySpec` to a causal language model and its tokenizer: pretrained, or from scratch by a config."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_rl.tasks.tokenizers import arithmetic_tokenizer
+
+SIZES: dict[str, dict[str, int]] = {
+    name: {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    for name, width, heads, layers in [
+        ("tiny", 32, 2, 2),
+        ("small", 64, 4, 2),
+        ("medium", 512, 8, 8),
+        ("large", 768, 8, 8),
+    ]
+}
+"""Named sizes of a model from scratch."""
+
+TASK_TOKENIZERS = {"arithmetic": arithmetic_tokenizer}
+"""Tokenizers of `lit_rl.tasks`, by the name that `PolicySpec.tokenizer` knows them by."""
+
+
+@dataclass
+class LoRASpec:
+    """Low-rank adapters (arXiv 2106.09685) by peft."""
+
+    r: int = 16
+    """Rank of the update."""
+    alpha: int = 32
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Dropout before the adapter; must be 0 for reinforcement learning."""
+    target_modules: str | list[str] = "all-linear"
+    """Layers that get an adapter: names, or ``all-linear`` for every linear layer but the head."""
+
+
+@dataclass
+class PolicySpec:
+    """The model that learns: give ``pretrained``, or ``config`` (with or without ``size``) for one from scratch."""
+
+    pretrained: str | None = None
+    """A Hugging Face name or a folder: a whole model or a peft adapter. An adapter is merged into its base."""
+    config: dict[str, Any] | None = None
+    """A model from scratch: ``model_type`` and any option of that type's config, e.g. {model_type: llama, hidden_size: 128}."""
+    size: Literal["tiny", "small", "medium", "large"] | None = None
+    """Width, heads and depth for ``config``: 32/2/2, 64/4/2, 512/8/8, 768/8/8. What ``config`` names itself wins."""
+    tokenizer: str | None = None
+    """A Hugging Face name or folder, or ``arithmetic``; default: the one beside ``pretrained``."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type of the weights. Keep float32 and let ``trainer.precision`` choose what to compute in."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention implementation of transformers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time; prompts are then run per row."""
+    lora: LoRASpec | None = None
+    """Train low-rank adapters instead of all weights."""
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("model.policy: give exactly one of `pretrained` (a name or folder) and `config` (from scratch).")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("model.policy.config: `model_type` is missing; write for example {model_type: llama}.")
+        if self.size is not None and self.config is None:
+            raise ValueError("model.policy.size belongs to a model from scratch; remove it or give `config` instead of `pretrained`.")
+        if self.pretrained is None and self.tokenizer is None:
+            raise ValueError("model.policy.tokenizer is missing: a model from scratch needs one, for example `arithmetic`.")
+
+
+def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, padded on the left.
+
+    Raises:
+        ValueError: where it is neither a task's tokenizer nor to be found, or has no end token.
+    """
+    if spec.tokenizer in TASK_TOKENIZERS:
+        return TASK_TOKENIZERS[spec.tokenizer]()
+    source = spec.tokenizer or spec.pretrained
+    assert source is not None
+    key = "tokenizer" if spec.tokenizer else "pretrained"
+    _refuse_missing_folder(source, key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.policy.{key}: no tokenizer at {source!r}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model.policy.{key}: the tokenizer at {source!r} has no end token; completions could never end.")
+    if tokenizer.pad_token_id is None:
+        # Only fills up rows: masks come from lengths, so sharing an id with the end token is harmless.
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The causal language model, with adapters where the spec asks for them."""
+    dtype = getattr(torch, spec.dtype)
+    model = _pretrained(spec, dtype) if spec.pretrained else _from_scratch(spec, tokenizer, dtype)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise ValueError(
+            f"model.policy.tokenizer: {len(tokenizer)} tokens, but the model embeds only "
+            f"{model.get_input_embeddings().num_embeddings}; use the tokenizer that the model was trained with."
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return _with_adapter(model, spec.lora) if spec.lora else model
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token id that ends a completion; a model may name several."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return sorted({*ids, tokenizer.eos_token_id})
+
+
+def _from_scratch(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    options: dict[str, Any] = {"vocab_size": len(tokenizer)} | SIZES.get(spec.size or "", {}) | (spec.config or {})
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    model_type = options.pop("model_type")
+    try:
+        config = AutoConfig.for_model(model_type, **ends, **options)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=spec.attention)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model.policy.config: cannot build a {model_type!r}: {_first_line(error)}") from error
+
+
+def _pretrained(spec: PolicySpec, dtype: torch.dtype) -> PreTrainedModel:
+    source = str(spec.pretrained)
+    _refuse_missing_folder(source, "pretrained")
+    options = {"dtype": dtype, "attn_implementation": spec.attention}
+    try:
+        adapter = Path(source) / "adapter_config.json"
+        if not adapter.is_file():
+            return AutoModelForCausalLM.from_pretrained(source, **options)
+        from peft import PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(json.loads(adapter.read_text())["base_model_name_or_path"], **options)
+        return PeftModel.from_pretrained(base, source).merge_and_unload()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.policy.pretrained: cannot open {source!r}: {_first_line(error)}") from error
+
+
+def _with_adapter(model: PreTrainedModel, lora: LoRASpec) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def _refuse_missing_folder(source: str, key: str) -> None:
+    """A hub name is ``name`` or ``owner/name``; anything else that does not exist was meant as a folder."""
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.split("/")[0] == "runs"
+    if looks_like_path and not Path(source).expanduser().is_dir():
+        raise ValueError(f"model.policy.{key}: the folder {source!r} does not exist; give an exported folder or a hub name.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,115 @@
+"""Log-probability and entropy of given tokens, without ever holding all logits.
+
+The head is applied to a few thousand token positions at a time and recomputed in the backward pass, so that peak memory
+grows with ``chunk x vocabulary`` and never with ``tokens x vocabulary``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_PER_CHUNK = 2**23
+"""Logits held at once, as a count of numbers: 32 MiB in float32."""
+
+
+class TokenScores(NamedTuple):
+    """What a policy says of given tokens; one value per token.
+
+    ``logprobs`` carries gradient, ``entropies`` (nats) only where it was asked for with gradient, ``hits`` is True
+    where the token is the most likely one.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    hits: Tensor
+
+
+def kept_mask(ids: Tensor, counts: Tensor, vocabulary: int) -> Tensor:
+    """Spread a flat list of kept token ids into a mask.
+
+    Args:
+        ids: (K) token ids, those of the first position first.
+        counts: (M) how many of them belong to each position; 0 means that the position keeps every token.
+        vocabulary: V.
+
+    Returns:
+        (M, V) bool, True where a token was kept.
+    """
+    mask = torch.zeros(len(counts), vocabulary, dtype=torch.bool, device=ids.device)
+    rows = torch.arange(len(counts), device=ids.device).repeat_interleave(counts.long())
+    mask[rows, ids.long()] = True
+    return mask | (counts == 0)[:, None]
+
+
+def distribution(logits: Tensor, temperature: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
+    """Log-probabilities of the distribution that tokens are drawn from: (M, V) logits -> (M, V) float32.
+
+    Args:
+        logits: (M, V).
+        temperature: (M), None for 1.
+        kept: (M, V) bool, the tokens that top-k and top-p left; the others get -inf and the rest is renormalised.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature is not None:
+        logits = logits / temperature[:, None]
+    if kept is not None:
+        logits = logits.masked_fill(~kept, -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def entropy(logprobs: Tensor) -> Tensor:
+    """``-sum_v p_v log p_v`` in nats: (..., V) log-probabilities -> (...); a token of probability 0 adds nothing."""
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
+
+
+def score_tokens(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    temperature: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
+    entropy_grad: bool = False,
+) -> TokenScores:
+    """Score M tokens from the hidden states that predict them.
+
+    Args:
+        hidden: (M, H) hidden states.
+        targets: (M) token ids.
+        head: (m, H) -> (m, V) logits.
+        vocabulary: V.
+        temperature: (M), None for 1.
+        kept: flat ids (K) and counts (M) of the tokens to renormalise on, None for all.
+        entropy_grad: whether the entropy carries gradient.
+
+    Returns:
+        Scores of M tokens in float32 (float64 for a float64 model).
+    """
+
+    def chunk_scores(rows: Tensor, tokens: Tensor, heat: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
+        logp = distribution(head(rows), heat, mask)
+        picked = logp.gather(1, tokens[:, None])[:, 0]
+        spread = entropy(logp if entropy_grad else logp.detach())
+        return picked, spread, logp.detach().argmax(1) == tokens
+
+    size = max(1, LOGITS_PER_CHUNK // vocabulary)
+    pieces: list[tuple[Tensor, ...]] = []
+    offsets = None if kept is None else torch.cat([kept[1].new_zeros(1), kept[1].cumsum(0)]).tolist()
+    for start in range(0, max(len(hidden), 1), size):
+        part = slice(start, start + size)
+        mask = None
+        if kept is not None and offsets is not None:
+            stop = min(start + size, len(hidden))
+            mask = kept_mask(kept[0][offsets[start] : offsets[stop]], kept[1][part], vocabulary)
+        args = (hidden[part], targets[part], None if temperature is None else temperature[part], mask)
+        # One chunk is small enough to keep; recomputing it would only cost time.
+        if len(hidden) <= size or not torch.is_grad_enabled():
+            pieces.append(chunk_scores(*args))
+        else:
+            pieces.append(checkpoint(chunk_scores, *args, use_reentrant=False, preserve_rng_state=False))
+    return TokenScores(*(torch.cat(column) for column in zip(*pieces, strict=True)))

@@ -1,0 +1,83 @@
+"""Figures of a rollout and of an evaluation: proportions with their interval, pass@k, majority vote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from math import comb, sqrt
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_rl.advantages import equal_groups
+from lit_rl.rollouts import Rollouts
+
+
+def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927): honest near 0 and 1, where +-1.96 se is not.
+
+    Example: 45 of 100 gives 0.356 to 0.548.
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    p, zz = successes / trials, z * z
+    center = (p + zz / (2 * trials)) / (1 + zz / trials)
+    half = z / (1 + zz / trials) * sqrt(p * (1 - p) / trials + zz / (4 * trials * trials))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """``1 - C(n - c, k) / C(n, k)``: the unbiased chance that one of k draws is right (arXiv 2107.03374, eq. 1)."""
+    return 1.0 - comb(samples - right, k) / comb(samples, k)
+
+
+def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
+    """The most frequent answer, the first of them where several are; None where no completion has one."""
+    counted = Counter(answer for answer in answers if answer is not None)
+    return counted.most_common(1)[0][0] if counted else None
+
+
+class Proportion(Metric):
+    """A mean of values in [0, 1] with its Wilson interval, over all ranks."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        self.total += values.double().sum()
+        self.count += values.numel()
+
+    def compute(self) -> dict[str, float]:
+        """``mean``, ``low`` and ``high``."""
+        total, count = float(self.total), float(self.count)
+        low, high = wilson_interval(total, count)
+        return {"mean": total / max(count, 1.0), "low": low, "high": high}
+
+
+def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """TRL's figures of a rollout, over all ranks.
+
+    Args:
+        rollouts: this rank's scored rollouts.
+        gather: puts (N) values of all ranks one after another.
+    """
+    rewards = gather(rollouts.rewards)
+    lengths, truncated = gather(rollouts.lengths).float(), gather(rollouts.truncated)
+    groups = rewards.view(-1, rollouts.group_size)
+    metrics = {
+        "reward": rewards.mean(),
+        "reward_std": rewards.std(),
+        "frac_reward_zero_std": equal_groups(groups).float().mean(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": truncated.float().mean(),
+        "entropy": gather(rollouts.entropies.sum(1)).sum() / lengths.sum(),
+    }
+    metrics |= {f"rewards/{name}/mean": gather(values).mean() for name, values in rollouts.parts.items()}
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,289 @@
+"""What every algorithm needs from Lightning, and no learning rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_rl.evaluation import Evaluation
+from lit_rl.loading import PolicySpec, load_tokenizer
+from lit_rl.plan import BatchPlan
+from lit_rl.policy import Policy
+from lit_rl.randomness import generator_state, seeded, set_generator_state
+from lit_rl.rollouts import Rollouts
+from lit_rl.schedule import Schedule
+from lit_rl.strategy import gathered_weights, shard
+from lit_rl.stream import MicroBatch, TrainingStream
+from lit_rl.types import PromptBatch
+
+ON_PROGRESS_BAR = ("loss", "reward", "kl")
+
+
+def default_optimizer(params: Any) -> torch.optim.Optimizer:
+    """AdamW without weight decay at a rate of 1e-4."""
+    return torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0)
+
+
+class PolicyModule(pl.LightningModule):
+    """A policy, its optimizer, its training stream, its evaluation and its checkpoints.
+
+    Args:
+        policy: the model that learns and its tokenizer.
+        optimizer: any torch or bitsandbytes optimizer.
+        schedule: how its learning rate changes.
+        evaluation: how held-out problems are answered and judged.
+        seed: of the weights of a model from scratch and of every draw; linked to ``seed_everything`` on the command line.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: Schedule | None = None,
+        evaluation: Evaluation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.policy_spec, self.seed = policy, seed
+        self.tokenizer = load_tokenizer(policy)  # here: data modules read it before `configure_model`
+        self.evaluation = evaluation or Evaluation()
+        self._optimizer, self._schedule = optimizer, schedule or Schedule()
+        self._stream: TrainingStream | None = None
+        self._stream_state: dict[str, Any] | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._values: dict[str, float] = {}
+        self._step_start = 0.0
+
+    # --- what an algorithm gives ---------------------------------------------------------------------------------
+
+    def batch_plan(self, prompts: int) -> BatchPlan:
+        """How a batch of ``prompts`` prompts (over all ranks) is worked through."""
+        raise NotImplementedError
+
+    def training_stream(self, loader: DataLoader, plan: BatchPlan) -> TrainingStream:
+        """The stream of micro-batches that this algorithm trains on."""
+        raise NotImplementedError
+
+    def policies(self) -> list[Policy]:
+        """Every policy that runs forwards: the one that learns, and a copy that does not."""
+        return [self.policy]
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if hasattr(self, "policy"):
+            return
+        with seeded(self.seed):
+            self.policy = Policy(self.policy_spec, self.tokenizer)
+        self.configure_policy()
+        if self.device_mesh is not None:
+            for policy in self.policies():
+                shard(policy, self.device_mesh)
+
+    def configure_policy(self) -> None:
+        """Change the new policy before it is sharded."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        scheduler = self._schedule.build(optimizer, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_data(self, loader: DataLoader) -> TrainingStream:
+        """Turn a loader of prompts into this algorithm's training data; a data module's ``train_dataloader`` returns it."""
+        world = self.trainer.world_size
+        plan = self.batch_plan((loader.batch_size or 1) * world)
+        self._print_plan(plan)
+        self._stream = self.training_stream(loader, plan)
+        if self._stream_state is not None:
+            self._stream.load_state_dict(self._stream_state)
+            self._stream_state = None
+        return self._stream
+
+    @rank_zero_only
+    def _print_plan(self, plan: BatchPlan) -> None:
+        table = Table("batch plan", "")
+        for row in plan.rows():
+            table.add_row(*row)
+        Console().print(table)
+
+    # --- at the door ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError("trainer.strategy fsdp cannot clip gradients by norm; write --trainer.strategy fsdp2.")
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "GradientAccumulationScheduler changes the batch plan while it runs; "
+                "remove it and set trainer.accumulate_grad_batches."
+            )
+
+    def on_train_start(self) -> None:
+        assert self._stream is not None
+        micro, trainer = self._stream.plan.micro_batches, self.trainer
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        counts = {
+            "trainer.limit_train_batches": trainer.num_training_batches,
+            "trainer.val_check_interval": trainer.val_check_batch if trainer.enable_validation else micro,
+        }
+        for name, count in counts.items():
+            if count not in (None, float("inf")) and count % micro:
+                below = int(count // micro * micro) or micro
+                raise ValueError(
+                    f"{name} comes to {count} micro-batches, but a batch of prompts becomes {micro}; "
+                    f"write a multiple of it, for example {below} or {below + micro}."
+                )
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def record(self, batch: MicroBatch, sums: dict[str, Tensor]) -> None:
+        """Add up this micro-batch's shares of the optimizer step's figures; log them with the last one.
+
+        Args:
+            batch: the micro-batch.
+            sums: 0-D shares; over all micro-batches and ranks they add up to the figure.
+        """
+        if batch.first:
+            self._sums, self._values = {}, dict(batch.metrics)
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
+        if batch.last:
+            totals = self.sum_over_ranks(torch.stack([value.double() for value in self._sums.values()])).tolist()
+            values = self._values | dict(zip(self._sums, totals, strict=True))
+            shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
+            self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
+            rest = {name: value for name, value in values.items() if name not in shown}
+            self.log_dict(rest, on_step=True, on_epoch=False)
+
+    def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
+        if batch.first:
+            self._step_start = time.perf_counter()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = gradient_clip_val or torch.inf
+        by_norm = str(gradient_clip_algorithm or "norm") != "value"
+        norm = torch.nn.utils.clip_grad_norm_(params, limit if by_norm else torch.inf)
+        if not by_norm:
+            torch.nn.utils.clip_grad_value_(params, limit)
+        self.log("grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self.log("time/update", time.perf_counter() - self._step_start)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.evaluation.update(self, batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.evaluation.update(self, batch)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, str]]:
+        return self.evaluation.answer(self, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        figures = {f"{stage}/{name}": value for name, value in self.evaluation.compute().items()}
+        self.log_dict(figures, rank_zero_only=True)
+
+    # Evaluation draws random numbers and gathers sharded weights; neither may show in training.
+
+    def on_validation_start(self) -> None:
+        self._isolated = self._isolation()
+        self._isolated.__enter__()
+
+    def on_validation_end(self) -> None:
+        self._isolated.__exit__(None, None, None)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+    on_predict_start, on_predict_end = on_validation_start, on_validation_end
+
+    @contextmanager
+    def _isolation(self) -> Iterator[None]:
+        before = generator_state()
+        with self.gathered():
+            yield
+        set_generator_state(before)
+
+    # --- helpers of collaborators --------------------------------------------------------------------------------
+
+    def forward_context(self) -> AbstractContextManager[None]:
+        """The run's precision, for forwards outside ``training_step``; nothing but forwards belongs inside."""
+        return self.trainer.precision_plugin.forward_context()
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Whole weights on every rank, where they are sharded."""
+        return gathered_weights(self.policies())
+
+    def decode(self, rollouts: Rollouts) -> list[str]:
+        """The completions as text, special tokens written out, without the end token."""
+        lengths = (rollouts.lengths - (~rollouts.truncated).long()).tolist()
+        rows = rollouts.completion_ids.tolist()
+        return self.tokenizer.batch_decode(
+            [row[:length] for row, length in zip(rows, lengths, strict=True)], clean_up_tokenization_spaces=False
+        )
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(N) of each rank -> (ranks * N)."""
+        return self.all_gather(values).flatten(0, 1) if self.trainer.world_size > 1 else values
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._stream is None:
+            return
+        states: list[Any] = [None] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, self._stream.state_dict())
+        else:
+            states = [self._stream.state_dict()]
+        checkpoint["stream"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse_other_model(checkpoint.get("state_dict") or {})
+        states = checkpoint.get("stream")
+        if states is None or not self.trainer.training:
+            return
+        if len(states) != self.trainer.world_size:
+            raise ValueError(
+                f"the checkpoint was written by {len(states)} process(es) and this run has {self.trainer.world_size}; "
+                "resume with as many, or start a new run from the exported model."
+            )
+        self._stream_state = states[self.trainer.global_rank]
+
+    def _refuse_other_model(self, saved: dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        if not saved or not own:
+            return
+        for name in [*own, *saved]:
+            here, there = own.get(name), saved.get(name)
+            if here is None or there is None or here.shape != there.shape:
+                shapes = [None if value is None else tuple(value.shape) for value in (there, here)]
+                raise ValueError(
+                    f"the checkpoint is of another model: {name} is {shapes[0] or 'missing'} there and "
+                    f"{shapes[1] or 'missing'} here; set model.policy as it was when the checkpoint was written."
+                )

@@ -1,0 +1,161 @@
+"""A causal language model as a policy: next-token logits for sampling, log-probabilities of given tokens for learning.
+
+A prompt is computed once per group. `Policy.score` runs the prompts once, with gradient, through a cache, repeats the
+cache for the rows of each group and runs only the completions on it. Under gradient checkpointing, which switches the
+cache off, it falls back to whole rows. Logits exist only chunk by chunk (see `lit_rl.logprobs`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_rl.loading import PolicySpec, end_tokens, load_model
+from lit_rl.logprobs import TokenScores, score_tokens
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.cache import repeat_cache
+from lit_rl.types import PromptBatch, TokenBatch
+
+
+class Policy(nn.Module):
+    """The model that learns, and what its objectives ask of it.
+
+    Args:
+        spec: where the model comes from.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.model = load_model(spec, tokenizer)
+        self.spec = spec
+        causal_lm = self.causal_lm
+        self.end_tokens = end_tokens(causal_lm, tokenizer)
+        self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]
+        self._takes_positions = "position_ids" in inspect.signature(causal_lm.get_decoder().forward).parameters
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model, without peft's wrapping."""
+        return self.model.get_base_model() if self.spec.lora else self.model
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit into the model's positions; None where nothing limits them (ALiBi)."""
+        config = self.causal_lm.config
+        return None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+
+    def disable_dropout(self) -> None:
+        """Set every dropout to 0, so that the sampler and the learner see one policy while staying in train mode."""
+        for module in self.modules():
+            for name, value in vars(module).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """The model as it was before the adapter: the reference policy of a LoRA run."""
+        with self.model.disable_adapter() if self.spec.lora else nullcontext():
+            yield
+
+    def prefill(self, prompts: PromptBatch) -> tuple[Tensor, DynamicCache]:
+        """Next-token logits (P, V) of every prompt, and the cache of its keys and values."""
+        cache = DynamicCache(config=self.causal_lm.config)
+        hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)
+        return self._logits(hidden[:, -1]), cache
+
+    def decode(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits (n, V) after one more token in each row.
+
+        Args:
+            tokens: (n) the tokens sampled last.
+            mask: (n, L + t) bool over everything in the cache and this token.
+            positions: (n) the position of this token in its row.
+            cache: grows by one position.
+        """
+        hidden = self._trunk(tokens[:, None], mask, positions[:, None], cache)
+        return self._logits(hidden[:, -1])
+
+    def score(self, rollouts: Rollouts, entropy_grad: bool = False) -> TokenScores:
+        """Score the sampled tokens under this policy, at their sampling temperature and support: each (N, T).
+
+        Values behind a row's length are 0.
+        """
+        hidden = self._whole_rows(rollouts) if self.spec.gradient_checkpointing else self._shared_prompts(rollouts)
+        mask = rollouts.mask
+        support = rollouts.support
+        scores = score_tokens(
+            hidden[mask],
+            rollouts.completion_ids[mask],
+            self._logits,
+            self.vocabulary,
+            temperature=rollouts.temperature[:, None].expand(mask.shape)[mask],
+            kept=None if support is None else (support.ids, support.counts[mask]),
+            entropy_grad=entropy_grad,
+        )
+        return TokenScores(*(_scatter(value, mask) for value in scores))
+
+    def score_batch(self, batch: TokenBatch) -> TokenScores:
+        """Score the targets of whole sequences: each (N, S), 0 elsewhere."""
+        mask = batch.mask
+        hidden = self._trunk(batch.ids, mask, _positions(mask))
+        target = batch.target
+        predicts = target.roll(-1, dims=1)  # the state before a target; column 0 is never a target
+        scores = score_tokens(hidden[predicts], batch.ids[target], self._logits, self.vocabulary)
+        return TokenScores(*(_scatter(value, target) for value in scores))
+
+    def _shared_prompts(self, rollouts: Rollouts) -> Tensor:
+        """Hidden states (N, T, H) that predict the completion tokens, each prompt run once."""
+        prompts, size = rollouts.prompts, rollouts.group_size
+        cache = DynamicCache(config=self.causal_lm.config)
+        last = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)[:, -1:]
+        last = last.repeat_interleave(size, dim=0)
+        inputs = rollouts.completion_ids[:, :-1]
+        if inputs.shape[1] == 0:
+            return last
+        repeat_cache(cache, size)
+        prompt_mask = prompts.mask.repeat_interleave(size, dim=0)
+        positions = prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=inputs.device)
+        mask = torch.cat([prompt_mask, rollouts.mask[:, :-1]], dim=1)
+        return torch.cat([last, self._trunk(inputs, mask, positions, cache)], dim=1)
+
+    def _whole_rows(self, rollouts: Rollouts) -> Tensor:
+        """The same states from the padded rows of prompt and completion."""
+        prompts, size = rollouts.prompts, rollouts.group_size
+        ids = torch.cat([prompts.ids.repeat_interleave(size, dim=0), rollouts.completion_ids], dim=1)
+        mask = torch.cat([prompts.mask.repeat_interleave(size, dim=0), rollouts.mask], dim=1)
+        return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 : -1]
+
+    def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        out = self.causal_lm.get_decoder()(
+            input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=cache is not None, **options
+        )
+        return out.last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The model's own head with what its config does to logits (Cohere, Granite, Gemma)."""
+        config = self.causal_lm.config
+        logits = self.causal_lm.get_output_embeddings()(hidden)
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0)
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position of each token among the tokens that count in its row: (N, S) bool -> (N, S)."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """Put the values of the masked places back into their rows; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,0 +1,35 @@
+"""The state of torch's global generators, which dropout and weight initialisation draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def generator_state() -> dict[str, Tensor]:
+    """The state of this process's CPU generator, and of its current GPU's where there is one."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_generator_state(state: dict[str, Tensor]) -> None:
+    """Continue from a saved state."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a generator of this seed, and leave the global state as it was."""
+    before = generator_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_generator_state(before)

@@ -1,0 +1,6 @@
+"""Rewards: subclasses of `Reward`, used by name in YAML and on the command line."""
+
+from lit_rl.rewards.answers import Correct, Format
+from lit_rl.rewards.base import Reward, WeightedSum
+
+__all__ = ["Correct", "Format", "Reward", "WeightedSum"]

@@ -1,0 +1,80 @@
+"""What a reward is: a judge of whole groups of completions, with named parts for the log."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lit_rl.rollouts import Rollouts
+
+
+class Reward(ABC):
+    """Scores completions. Subclass it and write `score`; nothing needs to be registered."""
+
+    @property
+    def name(self) -> str:
+        """The name of this reward in the log: ``rewards/<name>/mean``."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def score(self, rollouts: Rollouts) -> Tensor:
+        """One number per completion: (N) float, rows in the order of the rollouts, whole groups at once."""
+
+    def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """The named parts, each (N); a reward of one piece has itself as its only part."""
+        return {self.name: self.score(rollouts)}
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        """What the policy is paid, (N), from the parts."""
+        return parts[self.name]
+
+
+class WeightedSum(Reward):
+    """A weighted sum of rewards, each logged as a part of its own.
+
+    Args:
+        rewards: the rewards to add up; their names must differ.
+        weights: one factor for each of them.
+    """
+
+    def __init__(self, rewards: list[Reward], weights: list[float]) -> None:
+        if len(rewards) != len(weights):
+            raise ValueError(f"WeightedSum has {len(rewards)} rewards and {len(weights)} weights; give one weight for each.")
+        names = [reward.name for reward in rewards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"WeightedSum has two rewards of one name in {names}; each may stand there once.")
+        self.rewards, self.weights = rewards, weights
+
+    def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        return {name: value for reward in self.rewards for name, value in reward.parts(rollouts).items()}
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        return torch.stack([w * reward.total(parts) for w, reward in zip(self.weights, self.rewards, strict=True)]).sum(0)
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        return self.total(self.parts(rollouts))
+
+
+def score_rollouts(reward: Reward, rollouts: Rollouts) -> None:
+    """Fill in ``rewards`` and ``parts`` of the rollouts.
+
+    Raises:
+        ValueError: where the reward fails, or returns anything but one finite number per completion.
+    """
+    try:
+        parts = reward.parts(rollouts)
+        total = reward.total(parts)
+    except Exception as error:
+        raise ValueError(f"reward {reward.name}: {type(error).__name__}: {error}") from error
+    for name, value in {**parts, reward.name: total}.items():
+        if value.shape != rollouts.lengths.shape:
+            raise ValueError(f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each.")
+        if not bool(value.isfinite().all()):
+            row = int((~value.isfinite()).nonzero()[0])
+            number = rollouts.prompts.samples[row // rollouts.group_size].number
+            raise ValueError(f"reward {name}: {float(value[row])} for sample {number}, completion {rollouts.texts[row]!r}.")
+    device = rollouts.lengths.device
+    rollouts.rewards = total.float().to(device)
+    rollouts.parts = {name: value.float().to(device) for name, value in parts.items()}

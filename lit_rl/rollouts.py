@@ -1,0 +1,164 @@
+"""What a rollout leaves behind: the sampled rows, and with them all that the learner needs to score them again.
+
+Shapes are named in :mod:`lit_rl.types`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rl.types import PromptBatch, Sample
+
+
+class Support:
+    """The tokens that top-k and top-p left to choose from, at every sampled position; ragged, stored flat.
+
+    Args:
+        ids: (K) int32, the kept token ids of all positions one after another, rows first.
+        counts: (N, T) int32, how many were kept at a position; 0 where nothing was sampled.
+    """
+
+    def __init__(self, ids: Tensor, counts: Tensor) -> None:
+        self.ids, self.counts = ids, counts
+
+    def select(self, rows: Tensor, width: int) -> Support:
+        """The given rows (1-D index tensor), cut to ``width`` tokens; nothing may be kept behind the cut."""
+        per_row = self.counts.sum(1)
+        ends = per_row.cumsum(0).tolist()
+        starts = [end - size for end, size in zip(ends, per_row.tolist(), strict=True)]
+        pieces = [self.ids[starts[row] : ends[row]] for row in rows.tolist()]
+        return Support(torch.cat(pieces) if pieces else self.ids[:0], self.counts[rows, :width])
+
+    def to(self, device: torch.device | str) -> Support:
+        return Support(self.ids.to(device), self.counts.to(device))
+
+
+class Rollouts:
+    """Sampled completions of some prompts: ``group_size`` rows a prompt, one after another.
+
+    Args:
+        prompts: the P prompts.
+        group_size: G, rows per prompt.
+        completion_ids: (N, T) sampled tokens, right-padded.
+        lengths: (N) sampled tokens, the end token among them.
+        truncated: (N) bool, True where the row ran into its limit before an end token.
+        logprobs: (N, T) float32, log-probability of each sampled token under the distribution it was drawn from.
+        entropies: (N, T) float32, entropy in nats of that distribution.
+        temperature: (N) float32, the row's sampling temperature.
+        support: what top-k and top-p kept, None without them.
+        texts: N decoded completions, special tokens written out, the end token left off.
+        rewards: (N) float32, zeros until scored.
+        parts: the reward's named parts, each (N) float32.
+        advantages: (N) float32, zeros until computed.
+        ref_logprobs: (N, T) float32, log-probabilities under the reference policy.
+    """
+
+    _TENSORS = (
+        "completion_ids",
+        "lengths",
+        "truncated",
+        "logprobs",
+        "entropies",
+        "temperature",
+        "rewards",
+        "advantages",
+        "ref_logprobs",
+    )
+    _BY_TOKEN = ("completion_ids", "logprobs", "entropies", "ref_logprobs")
+
+    def __init__(
+        self,
+        prompts: PromptBatch,
+        group_size: int,
+        completion_ids: Tensor,
+        lengths: Tensor,
+        truncated: Tensor,
+        logprobs: Tensor,
+        entropies: Tensor,
+        temperature: Tensor,
+        support: Support | None = None,
+        texts: list[str] | None = None,
+        rewards: Tensor | None = None,
+        parts: dict[str, Tensor] | None = None,
+        advantages: Tensor | None = None,
+        ref_logprobs: Tensor | None = None,
+    ) -> None:
+        self.prompts, self.group_size = prompts, group_size
+        self.completion_ids, self.lengths, self.truncated = completion_ids, lengths, truncated
+        self.logprobs, self.entropies, self.temperature = logprobs, entropies, temperature
+        self.support = support
+        self.texts = texts or []
+        self.parts = parts or {}
+        zeros = torch.zeros(len(lengths), device=lengths.device, dtype=torch.float32)
+        self.rewards = zeros if rewards is None else rewards
+        self.advantages = zeros if advantages is None else advantages
+        self.ref_logprobs = ref_logprobs
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def mask(self) -> Tensor:
+        """(N, T) bool, True at sampled tokens: from the sampler's own lengths, never from token values."""
+        return torch.arange(self.completion_ids.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {name: getattr(self, name) for name in self._TENSORS}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def to(self, device: torch.device | str) -> Rollouts:
+        moved = {name: value.to(device) for name, value in self._tensors().items()}
+        parts = {name: value.to(device) for name, value in self.parts.items()}
+        support = self.support.to(device) if self.support else None
+        return Rollouts(
+            self.prompts.to(device), self.group_size, **moved, support=support, texts=self.texts, parts=parts
+        )
+
+    def select(self, prompts: list[int]) -> Rollouts:
+        """The rows of the given prompts (whole groups), cut to the longest completion among them."""
+        rows = torch.tensor([p * self.group_size + g for p in prompts for g in range(self.group_size)])
+        rows = rows.to(self.lengths.device)
+        width = int(self.lengths[rows].max()) if len(rows) else 0
+        picked = {name: value[rows] for name, value in self._tensors().items()}
+        picked |= {name: value[:, :width] for name, value in picked.items() if name in self._BY_TOKEN}
+        return Rollouts(
+            self.prompts.select(prompts),
+            self.group_size,
+            **picked,
+            support=self.support.select(rows, width) if self.support else None,
+            texts=[self.texts[row] for row in rows.tolist()],
+            parts={name: value[rows] for name, value in self.parts.items()},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, strings, numbers, lists and dicts only, so that ``torch.load(weights_only=True)`` opens it."""
+        prompts = self.prompts
+        return {
+            "prompts": {
+                "ids": prompts.ids,
+                "mask": prompts.mask,
+                "completions": prompts.completions,
+                "samples": [list(sample) for sample in prompts.samples],
+            },
+            "group_size": self.group_size,
+            "tensors": self._tensors(),
+            "support": {"ids": self.support.ids, "counts": self.support.counts} if self.support else None,
+            "texts": self.texts,
+            "parts": self.parts,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Rollouts:
+        prompts = state["prompts"]
+        samples = [Sample(*fields) for fields in prompts["samples"]]
+        return cls(
+            PromptBatch(prompts["ids"], prompts["mask"], prompts["completions"], samples),
+            state["group_size"],
+            **state["tensors"],
+            support=Support(**state["support"]) if state["support"] else None,
+            texts=state["texts"],
+            parts=state["parts"],
+        )

@@ -1,0 +1,75 @@
+"""One token per row from its logits: temperature, top-k, top-p, and the inverse of the cumulative distribution.
+
+The randomness comes in as one uniform number per row, so a choice depends on the row's own logits and number and on
+nothing else: not on the rows beside it, the row limit or the number of processes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rl.logprobs import distribution, entropy
+
+
+class Choice(NamedTuple):
+    """Tokens (n), their log-probabilities (n), the distribution's entropies (n) in nats, and the (n, V) mask of the
+    tokens that top-k and top-p kept (None where every token stayed)."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+    kept: Tensor | None
+
+
+def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform: Tensor) -> Choice:
+    """Draw one token per row.
+
+    Args:
+        logits: (n, V).
+        temperature: divides the logits; 0 takes the most likely token, whose log-probability is then the untempered one.
+        top_k: keep the k most likely tokens (and those that tie with the last); 0 keeps all.
+        top_p: keep the most likely tokens up to the one that carries their mass to top_p or over it; 1 keeps all.
+        uniform: (n) float32 in [0, 1).
+    """
+    if temperature == 0:
+        logp = distribution(logits)
+        tokens = logp.argmax(-1)
+        return Choice(tokens, _at(logp, tokens), entropy(logp), None)
+    heat = torch.full((len(logits),), temperature, device=logits.device)
+    logp = distribution(logits, heat)
+    kept = kept_tokens(logp, top_k, top_p)
+    if kept is not None:
+        logp = distribution(logits, heat, kept)
+    tokens = invert(logp.exp(), uniform)
+    return Choice(tokens, _at(logp, tokens), entropy(logp), kept)
+
+
+def kept_tokens(logp: Tensor, top_k: int, top_p: float) -> Tensor | None:
+    """(n, V) bool of what top-k, then top-p on what is left, keep of the log-probabilities (n, V)."""
+    kept = None
+    if 0 < top_k < logp.shape[-1]:
+        kept = logp >= logp.topk(top_k).values[:, -1:]
+        logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
+    if top_p < 1:
+        descending, order = logp.exp().sort(dim=-1, descending=True, stable=True)
+        before = descending.cumsum(-1) - descending
+        # A token stays where the mass before it has not reached top_p: the first always does, and so does the crossing one.
+        nucleus = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before < top_p)
+        kept = nucleus if kept is None else kept & nucleus
+    return kept
+
+
+def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The first token whose cumulative probability exceeds the uniform number: (n, V), (n) -> (n)."""
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[:, -1]
+    # Rounding may lift u * total to total, which no token exceeds; a token of probability 0 is never the first to exceed.
+    threshold = torch.minimum(uniform.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
+
+
+def _at(logp: Tensor, tokens: Tensor) -> Tensor:
+    return logp.gather(1, tokens[:, None])[:, 0]

@@ -1,0 +1,42 @@
+"""Learning-rate schedules by the names of transformers, counted in optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+
+@dataclass
+class Schedule:
+    """How the learning rate changes over ``trainer.max_steps``."""
+
+    name: str = "constant_with_warmup"
+    """``constant_with_warmup``, ``linear``, ``cosine``, ``cosine_with_min_lr``, ``warmup_stable_decay`` and the others of
+    transformers' ``get_scheduler``."""
+    warmup_steps: int = 0
+    """Optimizer steps in which the rate rises linearly from 0."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the schedule takes beside that, for example {min_lr_rate: 0.1} for ``cosine_with_min_lr``."""
+
+    def build(self, optimizer: Optimizer, max_steps: int) -> LRScheduler:
+        """The scheduler of a run of ``max_steps`` optimizer steps (-1: unknown).
+
+        Raises:
+            ValueError: for an unknown name, or one that needs the run's length where that is unknown.
+        """
+        if max_steps < 0 and not self.name.startswith("constant"):
+            raise ValueError(f"model.schedule {self.name!r} needs the run's length; give trainer.max_steps.")
+        try:
+            return get_scheduler(
+                self.name,
+                optimizer,
+                num_warmup_steps=self.warmup_steps,
+                num_training_steps=max_steps,
+                scheduler_specific_kwargs=self.options,
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"model.schedule: {error}") from error

@@ -1,0 +1,78 @@
+"""Sharded training: the ``fsdp2`` strategy, how a policy is sharded, and its weights gathered for a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from lit_rl.policy import Policy
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Fully sharded data parallelism (FSDP2) over all processes: ``--trainer.strategy fsdp2``.
+
+    Lightning's own default gives every process the same data and shards nothing.
+
+    Args:
+        tensor_parallel_size: processes that share one layer's products; data parallelism takes the rest.
+        save_distributed_checkpoint: one file a process in a folder instead of one whole file.
+        kwargs: what else Lightning's strategy takes.
+    """
+
+    strategy_name = "fsdp2"
+
+    def __init__(self, tensor_parallel_size: int = 1, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(
+            tensor_parallel_size=tensor_parallel_size, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs
+        )
+
+    def setup_environment(self) -> None:
+        assert isinstance(self._tensor_parallel_size, int)
+        self._data_parallel_size = self.num_nodes * self.num_processes // self._tensor_parallel_size
+        super().setup_environment()
+
+
+def register_strategies() -> None:
+    """Make ``fsdp2`` known to Lightning by name."""
+    if "fsdp2" not in StrategyRegistry.available_strategies():
+        StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all processes")
+
+
+def shard(policy: Policy, mesh: DeviceMesh) -> None:
+    """Shard a policy in place, layer by layer, over the mesh's data-parallel processes."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    data_mesh = mesh["data_parallel"]
+    names = policy.causal_lm._no_split_modules or set()
+    for module in policy.modules():
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=data_mesh)
+    fully_shard(policy, mesh=data_mesh)
+    for entrance in ("prefill", "decode", "score", "score_batch"):
+        register_fsdp_forward_method(policy, entrance)
+
+
+@contextmanager
+def gathered_weights(policies: list[Policy]) -> Iterator[None]:
+    """Hold whole weights on every rank meanwhile, so that ranks may run different numbers of forwards; nothing unsharded changes."""
+    sharded = [module for policy in policies for module in policy.modules() if _is_sharded(module)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)  # type: ignore[operator]
+        module.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()  # type: ignore[operator]
+            module.set_reshard_after_forward(True, recurse=False)  # type: ignore[operator]
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)

@@ -1,0 +1,156 @@
+"""The training data of a module as a stream of finished micro-batches, at a position that survives a restart.
+
+`training_step` stays ordinary: it gets a `MicroBatch` and returns a loss. The stream has a length, so that Lightning
+neither fetches ahead nor drops an open accumulation window, and it does nothing before its first ``next``, since
+Lightning calls ``iter`` once more than it needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_rl.plan import BatchPlan
+from lit_rl.randomness import generator_state, set_generator_state
+from lit_rl.rollouts import Rollouts
+from lit_rl.types import PromptBatch, TokenBatch
+
+if TYPE_CHECKING:
+    from lit_rl.module import PolicyModule
+
+
+class MicroBatch:
+    """What one ``training_step`` gets.
+
+    Args:
+        rows: the rows to score.
+        weights: (N, T) each token's share of the optimizer step's loss (`lit_rl.losses.token_weights`).
+        num_tokens: tokens that count in the whole optimizer step, on all ranks.
+        scale: undoes Lightning's division by the micro-batches and the mean over ranks.
+        first: whether it opens the optimizer step.
+        last: whether it closes the optimizer step.
+        fresh: whether no step was taken yet since its rows were sampled.
+        metrics: values of the rollout to log with this step.
+    """
+
+    def __init__(
+        self,
+        rows: Rollouts | TokenBatch,
+        weights: Tensor,
+        num_tokens: int,
+        scale: float,
+        first: bool,
+        last: bool,
+        fresh: bool = False,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        self.rows, self.weights, self.num_tokens, self.scale = rows, weights, num_tokens, scale
+        self.first, self.last, self.fresh = first, last, fresh
+        self.metrics = metrics or {}
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        rows, weights = self.rows.to(device), self.weights.to(device)
+        return MicroBatch(rows, weights, self.num_tokens, self.scale, self.first, self.last, self.fresh, self.metrics)
+
+
+class PromptStream:
+    """The batches of a loader, epoch after epoch, from a known position on.
+
+    Args:
+        loader: its sampler must have ``set_position(epoch, batch)``, see `lit_rl.datamodules.base.EpochSampler`.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        if not hasattr(loader.sampler, "set_position"):
+            raise ValueError(
+                f"the training loader's sampler is a {type(loader.sampler).__name__}, which cannot resume; "
+                "build the loader with lit_rl.datamodules.base.PromptDataModule."
+            )
+        self.loader = loader
+        self.epoch = self.batch = 0
+        self._iterator: Iterator[PromptBatch] | None = None
+
+    def next(self) -> PromptBatch:
+        """The next batch; a new epoch begins where the loader ends."""
+        while True:
+            if self._iterator is None:
+                self.loader.sampler.set_position(self.epoch, self.batch)  # type: ignore[union-attr]
+                self._iterator = iter(self.loader)
+            batch = next(self._iterator, None)
+            if batch is not None:
+                self.batch += 1
+                return batch
+            self.restart()
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def restart(self) -> None:
+        """Build the loader's iterator anew at the same position, since the data may have changed."""
+        self._iterator = None
+
+
+class TrainingStream(ABC):
+    """One Lightning epoch of micro-batches; each of the loader's batches becomes ``plan.micro_batches`` of them.
+
+    Args:
+        module: the module that trains on it.
+        loader: batches of this rank's prompts.
+        plan: how they are cut.
+    """
+
+    def __init__(self, module: PolicyModule, loader: DataLoader, plan: BatchPlan) -> None:
+        self.module, self.plan = module, plan
+        self.prompts = PromptStream(loader)
+        if len(loader) == 0:
+            raise ValueError(f"the training data hold fewer samples than one batch of {plan.prompts}; lower data.batch_size.")
+        self._length = len(loader) * plan.micro_batches
+        self._rng: dict[str, Tensor] | None = None
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Take the next batch of prompts and do all that comes before the first step on it."""
+
+    @abstractmethod
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """Everything that the current batch becomes, in order; the same whenever it is asked for."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def position(self) -> int:
+        """Micro-batches of this epoch that are done; Lightning keeps and restores the count."""
+        return self.module.trainer.fit_loop.batch_idx + 1
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        position = self.position
+        self.prompts.restart()
+        if self._rng is not None:
+            # Only now: what Lightning does between loading a checkpoint and the first step draws random numbers too.
+            set_generator_state(self._rng)
+            self._rng = None
+        while position < len(self):
+            done = position % self.plan.micro_batches
+            if done == 0:
+                self.begin()
+            for batch in islice(self.micro_batches(), done, None):
+                position += 1
+                yield batch
+
+    @property
+    def scale(self) -> float:
+        """What a loss is multiplied by, since Lightning divides by micro-batches and the gradient is averaged over ranks."""
+        return float(self.plan.accumulate * self.plan.ranks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state: the loader's position and the generators."""
+        return {"epoch": self.prompts.epoch, "batch": self.prompts.batch, "rng": generator_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.prompts.epoch, self.prompts.batch = state["epoch"], state["batch"]
+        self._rng = state["rng"]

@@ -1,0 +1,52 @@
+"""Character-level tokenizers for models that are trained from scratch on a task."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CONTROL_TOKENS = ("<pad>", "<bos>", "<eos>")
+
+
+def character_tokenizer(characters: str, special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Build a tokenizer with one token per character.
+
+    The ids run over ``<pad>``, ``<bos>``, ``<eos>``, the special tokens and the characters. No token is added to a
+    text, and encoding a text with any other character raises an error, for a dropped one would change the problem.
+
+    Args:
+        characters: Every character that a text may hold.
+        special: Further special tokens, each one token wherever it is written out.
+    """
+    # Seconds of import that a worker process which only makes problems should not pay.
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [*CONTROL_TOKENS, *special, *characters]
+    repeated = sorted({token for token in tokens if tokens.count(token) > 1})
+    if repeated or "" in tokens:
+        raise ValueError(f"character_tokenizer: name each token once and none empty; repeated are {repeated}.")
+    # There is no unknown token on purpose: the library raises where it would stand.
+    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        extra_special_tokens=list(special),
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer for the texts of ``ArithmeticProblems``."""
+    return character_tokenizer(
+        string.digits + "+-*/%(),= " + string.ascii_lowercase, ("<big>", "<little>", "<scratchpad>", "<answer>")
+    )

@@ -1,0 +1,125 @@
+"""The data that flows through a run, and the one legend of its shapes.
+
+    P  prompts                          L  prompt tokens, left-padded
+    G  samples per prompt (a group)     T  completion tokens, right-padded
+    N  rows = P * G, row p * G + g      S  tokens of prompt and completion together
+    V  vocabulary                       H  hidden width
+
+A mask is True where a token counts. These are plain classes with a ``to`` method and no dataclasses: Lightning casts
+every float tensor inside a dataclass to the run's precision (under ``bf16-true`` a reward of 1001 became 1000).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One problem as text.
+
+    Example: ``Sample("<bos><big>12+34<answer>", "46", "46", 7)``.
+    """
+
+    prompt: str
+    """What the model is given, special tokens written out."""
+    completion: str
+    """A true continuation without the end token, for SFT; empty where the source has none."""
+    reference: str
+    """What a reward compares with: the gold answer."""
+    number: int
+    """Its number in its data set; sampling is keyed by it."""
+
+
+class PromptBatch:
+    """Prompts ready for the model, with the samples they came from.
+
+    Args:
+        ids: (P, L) token ids, left-padded.
+        mask: (P, L) bool, True at the prompt's own tokens.
+        completions: P lists of token ids, the samples' true continuations with the end token.
+        samples: the P samples.
+    """
+
+    def __init__(self, ids: Tensor, mask: Tensor, completions: list[list[int]], samples: list[Sample]) -> None:
+        self.ids, self.mask = ids, mask
+        self.completions, self.samples = completions, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @classmethod
+    def pad(
+        cls, prompts: Sequence[list[int]], completions: list[list[int]], samples: list[Sample], pad_id: int
+    ) -> PromptBatch:
+        """Left-pad token lists into one batch."""
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = torch.arange(width) >= (width - lengths)[:, None]
+        return cls(ids, mask, completions, samples)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The samples' numbers in their data set."""
+        return [sample.number for sample in self.samples]
+
+    def to(self, device: torch.device | str) -> PromptBatch:
+        return PromptBatch(self.ids.to(device), self.mask.to(device), self.completions, self.samples)
+
+    def select(self, rows: list[int]) -> PromptBatch:
+        """The given prompts, without padding that no remaining prompt needs."""
+        mask = self.mask[rows]
+        skip = int((~mask).long().cumprod(1).sum(1).min())
+        return PromptBatch(
+            self.ids[rows][:, skip:],
+            mask[:, skip:],
+            [self.completions[row] for row in rows],
+            [self.samples[row] for row in rows],
+        )
+
+
+class TokenBatch:
+    """Whole sequences for supervised training, right-padded.
+
+    Args:
+        ids: (N, S) token ids.
+        lengths: (N) tokens in each row.
+        target: (N, S) bool, True where predicting the token counts.
+    """
+
+    def __init__(self, ids: Tensor, lengths: Tensor, target: Tensor) -> None:
+        self.ids, self.lengths, self.target = ids, lengths, target
+
+    @classmethod
+    def from_prompts(cls, batch: PromptBatch, pad_id: int, completion_only: bool) -> TokenBatch:
+        """Prompt and true completion in one row; targets are the completions, or all tokens but the first."""
+        prompts = [row[keep].tolist() for row, keep in zip(batch.ids, batch.mask, strict=True)]
+        rows = [prompt + completion for prompt, completion in zip(prompts, batch.completions, strict=True)]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        first = torch.tensor([len(prompt) if completion_only else 1 for prompt in prompts])
+        place = torch.arange(width)
+        target = (place < lengths[:, None]) & (place >= first[:, None].clamp(min=1))
+        return cls(ids, lengths, target)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def mask(self) -> Tensor:
+        """(N, S) bool, True at real tokens."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return TokenBatch(self.ids.to(device), self.lengths.to(device), self.target.to(device))
+
+    def select(self, rows: list[int]) -> TokenBatch:
+        """The given rows, cut to the longest of them."""
+        lengths = self.lengths[rows]
+        width = int(lengths.max())
+        return TokenBatch(self.ids[rows, :width], lengths, self.target[rows, :width])
