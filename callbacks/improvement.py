@@ -33,7 +33,9 @@ class Improvement(Callback):
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.num_sanity_val_steps != float("inf") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError("Improvement needs a baseline on the whole validation set; set trainer.num_sanity_val_steps to -1.")
+            raise ValueError(
+                "Improvement needs a baseline on the whole validation set; set trainer.num_sanity_val_steps to -1."
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:

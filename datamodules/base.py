@@ -113,22 +113,14 @@ class PromptDataModule(pl.LightningDataModule):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's."""
-        return self._trainer().lightning_module.tokenizer  # type: ignore[return-value]
+        return self._trainer().lightning_module.tokenizer
 
     def train_dataloader(self) -> Any:
         """The module's training data, made from a loader of prompts."""
         trainer = self._trainer()
         ranks = trainer.world_size
-        if self.batch_size % ranks:
-            below, above = self.batch_size // ranks * ranks, (self.batch_size // ranks + 1) * ranks
-            raise ValueError(
-                f"data.batch_size {self.batch_size} does not divide over {ranks} ranks; the nearest that do: "
-                f"{below or above} and {above}."
-            )
         size = self.batch_size // ranks
-        sampler = EpochSampler(
-            self.train_set, size, ranks, trainer.global_rank, self.seed, self.endless, self.group_by_length
-        )
+        sampler = EpochSampler(self.train_set, size, ranks, trainer.global_rank, self.seed, self.endless, self.group_by_length)
         loader = DataLoader(
             self.train_set,
             batch_size=size,

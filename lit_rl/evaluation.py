@@ -10,7 +10,7 @@ from torch import nn
 from lit_rl.metrics import Proportion, majority, pass_at_k
 from lit_rl.rewards.answers import Correct, rows_samples
 from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.sampler import Sampler, SampleKey
+from lit_rl.sampling.sampler import SampleKey, Sampler
 from lit_rl.types import PromptBatch
 
 if TYPE_CHECKING:

@@ -102,7 +102,10 @@ class Experience(TrainingStream):
         parts = balanced_parts(tokens[useful].tolist(), plan.accumulate)
         for number, part in enumerate(parts):
             rows = rollouts.select([useful[item] for item in part])
+            if rows.support is None:
+                rows = rows.merge_duplicates()
             weights = token_weights(rows.mask, module.aggregation, num_tokens, num_sequences, module.sampler.max_new_tokens)
+            weights = weights * rows.copies[:, None]
             first, last = number == 0, number == len(parts) - 1
             metrics = self.metrics if fresh and first else None
             yield MicroBatch(rows, weights, num_tokens, self.scale, first, last, fresh, metrics)
@@ -128,7 +131,7 @@ class Experience(TrainingStream):
     def state_dict(self) -> dict[str, Any]:
         """Beside the position: the rollout's number, and the rollout itself where it is unfinished."""
         unfinished = self.rollouts is not None and self.position % self.plan.micro_batches != 0
-        state = {"number": self.number, "rollouts": None, "metrics": {}}
+        state: dict[str, Any] = {"number": self.number, "rollouts": None, "metrics": {}}
         if unfinished and self.rollouts is not None:
             state |= {"rollouts": self.rollouts.to("cpu").state_dict(), "metrics": self.metrics}
         return super().state_dict() | state

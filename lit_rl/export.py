@@ -18,7 +18,8 @@ from lit_rl.policy import Policy
 
 def whole_weights(policy: Policy) -> dict[str, Tensor]:
     """The policy's weights, unsharded and on the CPU; every rank must call, rank 0 gets them."""
-    return get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(policy.model, options=options))  # type: ignore[arg-type]
 
 
 def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor]) -> None:
@@ -39,7 +40,7 @@ def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Pa
         merged = _merged(policy, weights)
         merged.save_pretrained(new)
     else:
-        policy.model.save_pretrained(new, state_dict=weights)  # type: ignore[operator]
+        policy.model.save_pretrained(new, state_dict=weights)
     tokenizer.save_pretrained(new)
     replace_folder(new, folder)
 
@@ -58,4 +59,4 @@ def _merged(policy: Policy, weights: dict[str, Tensor]) -> Any:
     """A merged copy; merging and unmerging in place would round the weights that training goes on with."""
     model = copy.deepcopy(policy.model).cpu()
     model.load_state_dict(weights)
-    return model.merge_and_unload()  # type: ignore[operator]
+    return model.merge_and_unload()

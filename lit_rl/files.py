@@ -1,7 +1,9 @@
-"""Writing files so that what was there is lost only to something finished."""
+"""Finding configs, and writing files so that what was there is lost only to something finished."""
 
 from __future__ import annotations
 
+import difflib
+import importlib.resources
 import os
 from pathlib import Path
 
@@ -15,3 +17,21 @@ def write_text(path: Path, text: str) -> None:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def find_config(name: str) -> str:
+    """The path of a config given by path, or by the name of one that comes with the package."""
+    if Path(name).is_file():
+        return name
+    folder = importlib.resources.files("lit_rl.configs")
+    packaged = folder.joinpath(*f"{name.removesuffix('.yaml')}.yaml".split("/"))
+    if packaged.is_file():
+        return str(packaged)
+    known = sorted(str(path.relative_to(str(folder)))[:-5] for path in Path(str(folder)).rglob("*.yaml"))
+    raise ValueError(f"no config {name!r}: it is neither a file nor one of {', '.join(known)}.{suggestion(name, known)}")
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """`` Did you mean ...?`` where something known is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

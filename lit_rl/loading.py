@@ -69,7 +69,9 @@ class PolicySpec:
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("model.policy.config: `model_type` is missing; write for example {model_type: llama}.")
         if self.size is not None and self.config is None:
-            raise ValueError("model.policy.size belongs to a model from scratch; remove it or give `config` instead of `pretrained`.")
+            raise ValueError(
+                "model.policy.size belongs to a model from scratch; remove it or give `config` instead of `pretrained`."
+            )
         if self.pretrained is None and self.tokenizer is None:
             raise ValueError("model.policy.tokenizer is missing: a model from scratch needs one, for example `arithmetic`.")
 

@@ -49,9 +49,7 @@ def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return (difference.expm1() - difference).clamp(min=0.0)
 
 
-def token_weights(
-    mask: Tensor, aggregation: Aggregation, num_tokens: int, num_sequences: int, constant_length: int
-) -> Tensor:
+def token_weights(mask: Tensor, aggregation: Aggregation, num_tokens: int, num_sequences: int, constant_length: int) -> Tensor:
     """Each token's share of the loss of one optimizer step, counts taken over all its micro-batches on all ranks.
 
     ``token``: 1 / tokens (DAPO, 2503.14476). ``sequence``: 1 / (sequences * own length) (GRPO, 2402.03300, eq. 3).

@@ -42,6 +42,8 @@ class Proportion(Metric):
     """A mean of values in [0, 1] with its Wilson interval, over all ranks."""
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()

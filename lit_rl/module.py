@@ -103,10 +103,7 @@ class PolicyModule(pl.LightningModule):
 
     def training_data(self, loader: DataLoader) -> TrainingStream:
         """Turn a loader of prompts into this algorithm's training data; a data module's ``train_dataloader`` returns it."""
-        world = self.trainer.world_size
-        plan = self.batch_plan((loader.batch_size or 1) * world)
-        self._print_plan(plan)
-        self._stream = self.training_stream(loader, plan)
+        self._stream = self.training_stream(loader, self.batch_plan((loader.batch_size or 1) * self.trainer.world_size))
         if self._stream_state is not None:
             self._stream.load_state_dict(self._stream_state)
             self._stream_state = None
@@ -130,6 +127,8 @@ class PolicyModule(pl.LightningModule):
                 "GradientAccumulationScheduler changes the batch plan while it runs; "
                 "remove it and set trainer.accumulate_grad_batches."
             )
+        if stage == "fit" and trainer.datamodule is not None:  # type: ignore[attr-defined]
+            self._print_plan(self.batch_plan(trainer.datamodule.batch_size))  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         assert self._stream is not None
@@ -249,7 +248,11 @@ class PolicyModule(pl.LightningModule):
 
     def gather(self, values: Tensor) -> Tensor:
         """(N) of each rank -> (ranks * N)."""
-        return self.all_gather(values).flatten(0, 1) if self.trainer.world_size > 1 else values
+        if self.trainer.world_size == 1:
+            return values
+        everyone = self.all_gather(values)
+        assert isinstance(everyone, Tensor)
+        return everyone.flatten(0, 1)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -62,7 +62,10 @@ class BatchPlan:
             ("rows per batch", str(self.prompts * self.group_size)),
             ("optimizer steps per batch", f"{self.epochs} epoch(s) x {self.minibatches} minibatch(es) = {self.steps}"),
             ("rows per optimizer step", str(per_step * self.group_size)),
-            ("micro-batches per step and rank", f"{self.accumulate}, about {per_step // self.ranks // self.accumulate} prompts each"),
+            (
+                "micro-batches per step and rank",
+                f"{self.accumulate}, about {per_step // self.ranks // self.accumulate} prompts each",
+            ),
         ]
 
 

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from lit_rl.loading import PolicySpec, end_tokens, load_model
 from lit_rl.logprobs import TokenScores, score_tokens
 from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.cache import repeat_cache
+from lit_rl.sampling.cache import repeat_cache, select_cache
 from lit_rl.types import PromptBatch, TokenBatch
 
 
@@ -33,7 +33,7 @@ class Policy(nn.Module):
 
     def __init__(self, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.model = load_model(spec, tokenizer)
+        self.model: Any = load_model(spec, tokenizer)
         self.spec = spec
         causal_lm = self.causal_lm
         self.end_tokens = end_tokens(causal_lm, tokenizer)
@@ -114,24 +114,27 @@ class Policy(nn.Module):
 
     def _shared_prompts(self, rollouts: Rollouts) -> Tensor:
         """Hidden states (N, T, H) that predict the completion tokens, each prompt run once."""
-        prompts, size = rollouts.prompts, rollouts.group_size
+        prompts, owner = rollouts.prompts, rollouts.prompt_index
         cache = DynamicCache(config=self.causal_lm.config)
         last = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)[:, -1:]
-        last = last.repeat_interleave(size, dim=0)
+        last = last.index_select(0, owner)
         inputs = rollouts.completion_ids[:, :-1]
         if inputs.shape[1] == 0:
             return last
-        repeat_cache(cache, size)
-        prompt_mask = prompts.mask.repeat_interleave(size, dim=0)
+        if rollouts.whole_groups:
+            repeat_cache(cache, rollouts.group_size)
+        else:
+            select_cache(cache, owner)
+        prompt_mask = prompts.mask[owner]
         positions = prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=inputs.device)
         mask = torch.cat([prompt_mask, rollouts.mask[:, :-1]], dim=1)
         return torch.cat([last, self._trunk(inputs, mask, positions, cache)], dim=1)
 
     def _whole_rows(self, rollouts: Rollouts) -> Tensor:
         """The same states from the padded rows of prompt and completion."""
-        prompts, size = rollouts.prompts, rollouts.group_size
-        ids = torch.cat([prompts.ids.repeat_interleave(size, dim=0), rollouts.completion_ids], dim=1)
-        mask = torch.cat([prompts.mask.repeat_interleave(size, dim=0), rollouts.mask], dim=1)
+        prompts, owner = rollouts.prompts, rollouts.prompt_index
+        ids = torch.cat([prompts.ids[owner], rollouts.completion_ids], dim=1)
+        mask = torch.cat([prompts.mask[owner], rollouts.mask], dim=1)
         return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 : -1]
 
     def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:

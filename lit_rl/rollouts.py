@@ -54,6 +54,8 @@ class Rollouts:
         parts: the reward's named parts, each (N) float32.
         advantages: (N) float32, zeros until computed.
         ref_logprobs: (N, T) float32, log-probabilities under the reference policy.
+        prompt_index: (N) which of the prompts each row continues; default: groups of ``group_size`` one after another.
+        copies: (N) float32, how many equal rows each row stands for (`merge_duplicates`); ones by default.
     """
 
     _TENSORS = (
@@ -66,6 +68,8 @@ class Rollouts:
         "rewards",
         "advantages",
         "ref_logprobs",
+        "prompt_index",
+        "copies",
     )
     _BY_TOKEN = ("completion_ids", "logprobs", "entropies", "ref_logprobs")
 
@@ -85,6 +89,8 @@ class Rollouts:
         parts: dict[str, Tensor] | None = None,
         advantages: Tensor | None = None,
         ref_logprobs: Tensor | None = None,
+        prompt_index: Tensor | None = None,
+        copies: Tensor | None = None,
     ) -> None:
         self.prompts, self.group_size = prompts, group_size
         self.completion_ids, self.lengths, self.truncated = completion_ids, lengths, truncated
@@ -96,9 +102,18 @@ class Rollouts:
         self.rewards = zeros if rewards is None else rewards
         self.advantages = zeros if advantages is None else advantages
         self.ref_logprobs = ref_logprobs
+        if prompt_index is None:
+            prompt_index = torch.arange(len(prompts), device=lengths.device).repeat_interleave(group_size)
+        self.prompt_index = prompt_index
+        self.copies = zeros + 1 if copies is None else copies
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether every prompt has its ``group_size`` rows, one group after another."""
+        return len(self) == len(self.prompts) * self.group_size
 
     @property
     def mask(self) -> Tensor:
@@ -113,23 +128,43 @@ class Rollouts:
         moved = {name: value.to(device) for name, value in self._tensors().items()}
         parts = {name: value.to(device) for name, value in self.parts.items()}
         support = self.support.to(device) if self.support else None
-        return Rollouts(
-            self.prompts.to(device), self.group_size, **moved, support=support, texts=self.texts, parts=parts
-        )
+        return Rollouts(self.prompts.to(device), self.group_size, **moved, support=support, texts=self.texts, parts=parts)
 
     def select(self, prompts: list[int]) -> Rollouts:
-        """The rows of the given prompts (whole groups), cut to the longest completion among them."""
+        """The whole groups of the given prompts, cut to the longest completion among them."""
         rows = torch.tensor([p * self.group_size + g for p in prompts for g in range(self.group_size)])
-        rows = rows.to(self.lengths.device)
+        picked = self._rows(rows.to(self.lengths.device), self.prompts.select(prompts))
+        picked.prompt_index = torch.arange(len(prompts), device=self.lengths.device).repeat_interleave(self.group_size)
+        return picked
+
+    def merge_duplicates(self) -> Rollouts:
+        """One row for rows that are equal in prompt, tokens, log-probabilities, temperature and advantage.
+
+        ``copies`` counts them: weighted by it, the rows have the same loss and gradient as all of them.
+        """
+        bits = [self.logprobs, self.temperature[:, None], self.advantages[:, None]]
+        bits += [] if self.ref_logprobs is None else [self.ref_logprobs]
+        key = torch.cat(
+            [self.prompt_index[:, None], self.completion_ids, torch.cat(bits, dim=1).view(torch.int32).long()], dim=1
+        )
+        _, group, counts = key.unique(dim=0, return_inverse=True, return_counts=True)
+        place = torch.arange(len(self), device=group.device)
+        first = torch.full_like(counts, len(self)).scatter_reduce(0, group, place, "amin")
+        rows, order = first.sort()
+        merged = self._rows(rows, self.prompts)
+        merged.copies = counts[order].float()
+        return merged
+
+    def _rows(self, rows: Tensor, prompts: PromptBatch) -> Rollouts:
         width = int(self.lengths[rows].max()) if len(rows) else 0
         picked = {name: value[rows] for name, value in self._tensors().items()}
         picked |= {name: value[:, :width] for name, value in picked.items() if name in self._BY_TOKEN}
         return Rollouts(
-            self.prompts.select(prompts),
+            prompts,
             self.group_size,
             **picked,
             support=self.support.select(rows, width) if self.support else None,
-            texts=[self.texts[row] for row in rows.tolist()],
+            texts=[self.texts[row] for row in rows.tolist()] if self.texts else None,
             parts={name: value[rows] for name, value in self.parts.items()},
         )
 

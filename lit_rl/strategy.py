@@ -59,7 +59,7 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def gathered_weights(policies: list[Policy]) -> Iterator[None]:
-    """Hold whole weights on every rank meanwhile, so that ranks may run different numbers of forwards; nothing unsharded changes."""
+    """Hold whole weights on every rank meanwhile, so that ranks may run different numbers of forwards."""
     sharded = [module for policy in policies for module in policy.modules() if _is_sharded(module)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)  # type: ignore[operator]

@@ -80,7 +80,7 @@ class PromptStream:
         """The next batch; a new epoch begins where the loader ends."""
         while True:
             if self._iterator is None:
-                self.loader.sampler.set_position(self.epoch, self.batch)  # type: ignore[union-attr]
+                self.loader.sampler.set_position(self.epoch, self.batch)  # type: ignore[attr-defined]
                 self._iterator = iter(self.loader)
             batch = next(self._iterator, None)
             if batch is not None:

@@ -52,9 +52,7 @@ class PromptBatch:
         return len(self.samples)
 
     @classmethod
-    def pad(
-        cls, prompts: Sequence[list[int]], completions: list[list[int]], samples: list[Sample], pad_id: int
-    ) -> PromptBatch:
+    def pad(cls, prompts: Sequence[list[int]], completions: list[list[int]], samples: list[Sample], pad_id: int) -> PromptBatch:
         """Left-pad token lists into one batch."""
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts])

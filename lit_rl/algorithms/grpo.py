@@ -13,7 +13,6 @@ Run: ``lit-rl fit --config grpo_arithmetic``
 
 from __future__ import annotations
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -150,5 +149,6 @@ class GRPO(PolicyModule):
         if self.entropy_coef:
             losses = losses - self.entropy_coef * scores.entropies
         loss = (losses * batch.weights).sum()
-        self.record(batch, {"loss": loss} | {name: value.detach().sum() / batch.num_tokens for name, value in shares.items()})
+        copies = rollouts.copies[:, None] / batch.num_tokens
+        self.record(batch, {"loss": loss} | {name: (value.detach() * copies).sum() for name, value in shares.items()})
         return loss * batch.scale

@@ -9,7 +9,6 @@ Run: ``lit-rl fit --config sft_arithmetic``
 
 from __future__ import annotations
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.utils.data import DataLoader

@@ -30,9 +30,7 @@ class Correct(Reward):
 
     def score(self, rollouts: Rollouts) -> Tensor:
         samples = rows_samples(rollouts)
-        right = [
-            self.is_right(answer, sample) for answer, sample in zip(self.answers(rollouts), samples, strict=True)
-        ]
+        right = [self.is_right(answer, sample) for answer, sample in zip(self.answers(rollouts), samples, strict=True)]
         return torch.tensor(right, dtype=torch.float32)
 
     def answers(self, rollouts: Rollouts) -> list[Hashable | None]:

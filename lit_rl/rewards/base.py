@@ -70,7 +70,9 @@ def score_rollouts(reward: Reward, rollouts: Rollouts) -> None:
         raise ValueError(f"reward {reward.name}: {type(error).__name__}: {error}") from error
     for name, value in {**parts, reward.name: total}.items():
         if value.shape != rollouts.lengths.shape:
-            raise ValueError(f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each.")
+            raise ValueError(
+                f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each."
+            )
         if not bool(value.isfinite().all()):
             row = int((~value.isfinite()).nonzero()[0])
             number = rollouts.prompts.samples[row // rollouts.group_size].number

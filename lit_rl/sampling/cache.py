@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 
 def repeat_cache(cache: DynamicCache, repeats: int) -> None:
-    """Repeat every row ``repeats`` times, in place and differentiably: row p becomes rows p * repeats to p * repeats + repeats - 1."""
+    """Repeat every row ``repeats`` times, one group after another, in place and differentiably."""
     _apply(cache, lambda state: state.repeat_interleave(repeats, dim=0))
 
 
@@ -26,7 +26,7 @@ def _apply(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> None:
                 setattr(layer, name, change(state))
         # Hybrid models (lfm2 and others) keep fixed-size states beside or instead of keys and values.
         for name in ("conv_states", "recurrent_states"):
-            states = getattr(layer, name, None)
-            for number, state in list((states or {}).items()):
+            states: dict[int, Tensor | None] = getattr(layer, name, None) or {}
+            for number, state in list(states.items()):
                 if state is not None:
                     states[number] = change(state)

@@ -1,0 +1,54 @@
+"""The curves of a run out of its CSV logs, and a picture of them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+Curve = dict[str, list[tuple[int, float]]]
+"""(step, value) by figure."""
+
+
+def read_curve(folder: Path) -> Curve:
+    """Every figure that the run in this folder logged; where a resumed run logged a step again, the later value."""
+    values: dict[str, dict[int, float]] = {}
+    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    for log in logs:
+        with log.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row["step"])
+                for name, text in row.items():
+                    if text and name not in ("step", "epoch"):
+                        values.setdefault(name, {})[step] = float(text)
+    return {name: sorted(points.items()) for name, points in values.items()}
+
+
+def draw_curves(curves: dict[str, Curve], path: Path) -> None:
+    """Training reward and validation accuracy over optimizer steps, one column per run, as a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = {name: curve for name, curve in curves.items() if "val/accuracy" in curve or "reward" in curve}
+    if not shown:
+        return
+    figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 4), sharey=True, squeeze=False)
+    for axis, (name, curve) in zip(axes[0], shown.items(), strict=True):
+        if "reward" in curve:
+            axis.plot(
+                *zip(*curve["reward"], strict=True), color="tab:orange", alpha=0.5, linewidth=0.8, label="reward (training)"
+            )
+        if "val/accuracy" in curve:
+            steps, accuracy = zip(*curve["val/accuracy"], strict=True)
+            axis.plot(steps, accuracy, color="tab:blue", marker=".", label="accuracy (held out)")
+            bounds = [dict(curve.get(f"val/accuracy_{side}", [])) for side in ("low", "high")]
+            if all(step in bound for step in steps for bound in bounds):
+                axis.fill_between(steps, *([bound[step] for step in steps] for bound in bounds), alpha=0.2)
+        axis.set(title=name, xlabel="optimizer step", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

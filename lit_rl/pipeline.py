@@ -1,0 +1,170 @@
+"""Several runs in a row by one command: ``lit-rl pipeline FILE``.
+
+A stage is ``fit``, ``validate``, ``test`` or ``predict`` with configs and overrides, and runs in a process of its own. It
+takes what an earlier stage made by name: ``${stages.sft.export}``. A finished stage is skipped when the pipeline is
+started again, an interrupted one goes on from its last checkpoint, and ``report.json`` and ``curve.png`` show all stages.
+
+    name: quickstart
+    folder: runs/quickstart
+    stages:
+      sft: {run: fit, config: quickstart_sft}
+      grpo:
+        run: fit
+        config: [quickstart_grpo]
+        set: {model.policy.pretrained: "${stages.sft.export}"}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from lit_rl.curves import draw_curves, read_curve
+from lit_rl.files import find_config, write_text
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a pipeline."""
+
+    name: str
+    run: str
+    configs: list[str]
+    overrides: dict[str, Any]
+    folder: Path
+
+    @property
+    def artefacts(self) -> dict[str, str]:
+        """What later stages may take by name."""
+        last = self.last_checkpoint()
+        return {
+            "folder": str(self.folder),
+            "export": str(self.folder / "export"),
+            "checkpoint": str(last or self.folder / "last.ckpt"),
+        }
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest ``last.ckpt`` of this stage."""
+        found = sorted(self.folder.glob("**/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found else None
+
+    def command(self, earlier: list[Stage]) -> list[str]:
+        """The command line of this stage, references to earlier ones filled in."""
+        args = [self.run]
+        for config in self.configs:
+            args += ["--config", config]
+        args += ["--trainer.default_root_dir", str(self.folder)]
+        for key, value in self.overrides.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            args += [f"--{key}", _fill_in(text, earlier)]
+        return args
+
+
+def load_stages(file: str, folder: Path | None = None) -> tuple[Path, list[Stage]]:
+    """Read a pipeline file.
+
+    Raises:
+        ValueError: where it is not a pipeline, in one line that names the stage and the key.
+    """
+    spec = yaml.safe_load(Path(find_config(file)).read_text(encoding="utf-8"))
+    if not isinstance(spec, dict) or not isinstance(spec.get("stages"), dict):
+        raise ValueError(f"{file} is no pipeline: it needs a mapping `stages`, each with `run` and `config`.")
+    root = folder or Path(spec.get("folder") or f"runs/{spec.get('name', Path(file).stem)}")
+    return root, [_stage(file, name, entry, root / name) for name, entry in spec["stages"].items()]
+
+
+def _stage(file: str, name: str, entry: Any, folder: Path) -> Stage:
+    unknown = sorted(set(entry) - {"run", "config", "set"}) if isinstance(entry, dict) else [str(entry)]
+    if unknown:
+        raise ValueError(f"{file}: stage {name!r} has {', '.join(unknown)}; a stage holds `run`, `config` and `set`.")
+    if entry.get("run") not in SUBCOMMANDS:
+        raise ValueError(f"{file}: stage {name!r} runs {entry.get('run')!r}; write one of {', '.join(SUBCOMMANDS)}.")
+    configs = entry.get("config") or []
+    return Stage(name, entry["run"], [configs] if isinstance(configs, str) else list(configs), entry.get("set") or {}, folder)
+
+
+def _fill_in(text: str, earlier: list[Stage]) -> str:
+    known = {stage.name: stage.artefacts for stage in earlier}
+
+    def value(match: re.Match[str]) -> str:
+        stage, artefact = match.group(1), match.group(2)
+        if artefact not in known.get(stage, {}):
+            raise ValueError(
+                f"{match.group(0)}: no earlier stage has it; known are "
+                f"{', '.join(f'stages.{name}.{key}' for name, keys in known.items() for key in keys) or 'none'}."
+            )
+        return known[stage][artefact]
+
+    return re.sub(r"\$\{stages\.(\w+)\.(\w+)\}", value, text)
+
+
+def run_stage(stage: Stage, command: list[str]) -> dict[str, Any]:
+    """Run one stage, or skip it where it is finished; returns what is known of it."""
+    status_file = stage.folder / "stage.json"
+    key = _fingerprint(stage, command)
+    status = json.loads(status_file.read_text()) if status_file.is_file() else {}
+    same = status.get("fingerprint") == key
+    if same and status.get("finished"):
+        Console().print(f"[bold]{stage.name}[/] is finished; skipped")
+        return status
+    checkpoint = stage.last_checkpoint() if same and stage.run == "fit" else None
+    resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+    Console().print(f"[bold]{stage.name}[/]: lit-rl {' '.join(command + resume)}")
+    status = {"fingerprint": key, "command": command, "finished": False}
+    write_text(status_file, json.dumps(status, indent=2))
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "lit_rl", *command, *resume], check=False)
+    if done.returncode:
+        raise ValueError(
+            f"stage {stage.name!r} failed with exit status {done.returncode}; mend it and start the pipeline again."
+        )
+    status |= {"finished": True, "process_seconds": round(time.perf_counter() - start, 1)}
+    write_text(status_file, json.dumps(status, indent=2))
+    return status
+
+
+def _fingerprint(stage: Stage, command: list[str]) -> str:
+    """Of the command and the text of its configs: another one is another run."""
+    texts = [Path(find_config(config)).read_text(encoding="utf-8") for config in stage.configs]
+    return hashlib.sha256(json.dumps([command, texts]).encode()).hexdigest()[:16]
+
+
+def stage_report(stage: Stage, status: dict[str, Any]) -> dict[str, Any]:
+    """What a stage reported of itself, with its command and its folder."""
+    file = stage.folder / "report.json"
+    own = json.loads(file.read_text()) if file.is_file() else {}
+    return {"run": stage.run, "folder": str(stage.folder), "process_seconds": status.get("process_seconds")} | own
+
+
+def main(args: list[str]) -> None:
+    """``lit-rl pipeline FILE [--folder DIR]``."""
+    if len(args) not in (1, 3) or (len(args) == 3 and args[1] != "--folder"):
+        raise ValueError("write `lit-rl pipeline FILE` or `lit-rl pipeline FILE --folder DIR`.")
+    root, stages = load_stages(args[0], Path(args[2]) if len(args) == 3 else None)
+    for number, stage in enumerate(stages):
+        stage.command(stages[:number])  # a wrong reference shows before the first stage runs
+    Console().print(f"{len(stages)} stages in {root}: {', '.join(stage.name for stage in stages)}")
+    report: dict[str, Any] = {}
+    for number, stage in enumerate(stages):
+        status = run_stage(stage, stage.command(stages[:number]))
+        report[stage.name] = stage_report(stage, status)
+        write_text(root / "report.json", json.dumps({"stages": report}, indent=2))
+    curves = {stage.name: read_curve(stage.folder) for stage in stages if stage.run == "fit"}
+    draw_curves(curves, root / "curve.png")
+    for name, entry in report.items():
+        if "improvement" in entry:
+            before, after = (100 * entry[key]["value"] for key in ("before", "after"))
+            Console().print(f"{name}: {before:.1f} % -> {after:.1f} % in {entry['steps']} steps, {entry['seconds']:.0f} s")
+    Console().print(f"Report: {root / 'report.json'}, curve: {root / 'curve.png'}")
