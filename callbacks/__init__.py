@@ -4,5 +4,6 @@ from .curriculum import Curriculum
 from .hf_export import HFExport
 from .improvement import Improvement
 from .sample_table import SampleTable
+from .shuffled_rewards import ShuffledRewards
 
-__all__ = ["Curriculum", "HFExport", "Improvement", "SampleTable"]
+__all__ = ["Curriculum", "HFExport", "Improvement", "SampleTable", "ShuffledRewards"]

@@ -6,12 +6,11 @@ got wrong is said in one line; ``--debug`` shows the traceback.
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import sys
+import zipfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
@@ -23,31 +22,28 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_rl.algorithms
 import lit_rl.callbacks
 import lit_rl.datamodules  # noqa: F401  (their classes become known by short name)
+from lit_rl.arguments import Parser, explain, resolve_configs
 from lit_rl.datamodules import PromptDataModule
-from lit_rl.evaluation import Evaluation
-from lit_rl.files import find_config, suggestion, write_text
-from lit_rl.loading import LoRASpec, PolicySpec
+from lit_rl.files import last_checkpoint, write_text
 from lit_rl.module import PolicyModule
-from lit_rl.sampling.sampler import Sampler
-from lit_rl.schedule import Schedule
 from lit_rl.strategy import register_strategies
-from lit_rl.tasks.infix import Grammar
 
 FIXED_ON_RESUME = ("seed_everything", "model.class_path", "data", "model.init_args.policy", "model.init_args.optimizer",
                    "model.init_args.schedule", "model.init_args.group_size", "model.init_args.epochs",
                    "model.init_args.minibatches", "trainer.accumulate_grad_batches")  # fmt: skip
 """Config keys that a resumed run must keep: the checkpoint's state was made with them and would silently win."""
 
+FREE_ON_RESUME = ("data.init_args.eval_batch_size", "data.init_args.num_workers")
+"""Keys below those that change no sample."""
 
-OPTION_CLASSES = (PolicySpec, LoRASpec, Sampler, Schedule, Evaluation, Grammar)
-"""What stands behind nested options, beside the algorithms and data modules."""
+DESCRIPTION = """Reinforcement learning for language models on PyTorch Lightning.
 
+  lit-rl fit --config CONFIG [--KEY VALUE ...]      train; `lit-rl fit --help` lists the keys
+  lit-rl validate|test|predict --config CONFIG      evaluate, or write predictions.jsonl
+  lit-rl pipeline FILE [--folder DIR]               several runs in a row, resumed where they stopped
 
-class Parser(LightningArgumentParser):
-    """Says in one line what is wrong with the arguments."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(one_line(message, self))
+A CONFIG is a file or the name of one that comes with the package; later ones and flags change earlier ones.
+`lit-rl fit --model.help GRPO` and `lit-rl fit --data.help Arithmetic` explain a class; --debug shows tracebacks."""
 
 
 class RunConfig(SaveConfigCallback):
@@ -63,7 +59,7 @@ class RunConfig(SaveConfigCallback):
         new = flatten(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
         changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "ckpt_path"]
         for key in changed:
-            if key.startswith(FIXED_ON_RESUME):
+            if key.startswith(FIXED_ON_RESUME) and key not in FREE_ON_RESUME:
                 raise ValueError(
                     f"{key} was {old.get(key)!r} in the checkpoint's run and cannot become {new.get(key)!r} on resuming; "
                     "leave it, or start a new run from the exported model."
@@ -86,6 +82,7 @@ class CLI(LightningCLI):
             trainer_defaults={"num_sanity_val_steps": -1, "log_every_n_steps": 1},
             seed_everything_default=1,
             parser_class=Parser,
+            parser_kwargs={"description": DESCRIPTION, "formatter_class": HelpFormatter},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -96,6 +93,22 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyperparameters override flags silently; `RunConfig` compares them instead."""
+
+    def before_instantiate_classes(self) -> None:
+        """A checkpoint that cannot be opened is refused before anything is built."""
+        config = self.config[self.subcommand]
+        path = config.get("ckpt_path")
+        if path == "last":
+            # Lightning looks only where this run would write, and every run writes to a new folder.
+            last = last_checkpoint(Path(config.trainer.default_root_dir or "."))
+            if last is None and self.subcommand != "fit":
+                raise ValueError("ckpt_path: there is no last.ckpt below trainer.default_root_dir.")
+            config["ckpt_path"] = path if last is None else str(last)
+        elif path and path not in ("best", "hpc") and "://" not in path:
+            if not Path(path).exists():
+                raise ValueError(f"ckpt_path: there is no checkpoint {path!r}.")
+            if Path(path).is_file() and not zipfile.is_zipfile(path):
+                raise ValueError(f"ckpt_path: {path!r} is no checkpoint, or was cut off.")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A CSV log of every figure in the run's folder, beside the loggers that the config names."""
@@ -117,48 +130,30 @@ class CLI(LightningCLI):
         rank_zero_info(f"{len(rows)} predictions in {path}")
 
 
-def resolve_configs(args: list[str]) -> list[str]:
-    """Replace config names behind ``--config`` and ``-c`` by paths."""
-    resolved = list(args)
-    for place, arg in enumerate(args):
-        flag, equals, value = arg.partition("=")
-        if flag in ("--config", "-c") and equals:
-            resolved[place] = f"{flag}={find_config(value)}"
-        elif place and args[place - 1] in ("--config", "-c"):
-            resolved[place] = find_config(arg)
-    return resolved
+class ArgumentCheck(CLI):
+    """Parses its arguments, which must be right, and runs nothing."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
 
 
-def one_line(message: str, parser: LightningArgumentParser | None = None) -> str:
-    """What is wrong, out of a parser's message about every type that an argument did not have."""
-    text = " ".join(str(message).split())
-    unknown = re.search(r"(?:Key|key|Option|option) ['\"]?([\w.+]+)['\"]? is not (?:expected|accepted)", text)
-    unknown = unknown or re.search(r"[Uu]nrecognized arguments: --([\w.+]+)", text)
-    if unknown:
-        key = unknown.group(1)
-        return f"unknown option {key!r}.{suggestion(key.split('.')[-1], known_options(parser))}"
-    if "Union subtypes" not in text:
-        return text
-    where = "".join(f"{key}: " for key in re.findall(r'Parser key "([\w.]+)"', text)[:1])
-    reasons = re.split(r" - |Errors: ", re.sub(r" Given value.*", "", text))
-    useful = [reason for reason in reasons if not re.search(r"Union subtypes|NoneType|^Parser key \S+$", reason)]
-    return where + "; ".join(useful)
+def check_arguments(args: list[str]) -> None:
+    """Parse the arguments of a run.
 
-
-def known_options(parser: LightningArgumentParser | None) -> list[str]:
-    """Names that a misspelt option may have meant: parts of the parser's options, and arguments of this package's classes."""
-    names = {name for action in (parser._actions if parser else []) for name in action.dest.split(".")}
-    for cls in (*_subclasses(PolicyModule), *_subclasses(PromptDataModule), *OPTION_CLASSES):
-        names |= set(inspect.signature(cls).parameters)
-    return sorted(names)
-
-
-def _subclasses(cls: type) -> list[type]:
-    found: list[type] = [cls]
-    child: type
-    for child in cls.__subclasses__():
-        found += _subclasses(child)
-    return found
+    Raises:
+        ValueError: for wrong ones.
+    """
+    given = sys.argv[1:]
+    sys.argv[1:] = resolve_configs(args)
+    try:
+        ArgumentCheck()
+    finally:
+        sys.argv[1:] = given
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -178,7 +173,7 @@ def main(args: list[str] | None = None) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if debug:
             raise
-        sys.exit(f"lit-rl: {one_line(str(error))}")
+        sys.exit(f"lit-rl: {explain(error)}")
 
 
 def run(args: list[str]) -> None:
@@ -187,7 +182,7 @@ def run(args: list[str]) -> None:
     if args[:1] == ["pipeline"]:
         from lit_rl.pipeline import main as pipeline
 
-        return pipeline(args[1:])
+        return pipeline(args[1:], check_arguments)
     # Not as an argument: processes that a strategy launches read the command line too.
     sys.argv[1:] = resolve_configs(args)
     CLI()

@@ -107,7 +107,7 @@ class Experience(TrainingStream):
             weights = token_weights(rows.mask, module.aggregation, num_tokens, num_sequences, module.sampler.max_new_tokens)
             weights = weights * rows.copies[:, None]
             first, last = number == 0, number == len(parts) - 1
-            metrics = self.metrics if fresh and first else None
+            metrics = self.metrics if first else None
             yield MicroBatch(rows, weights, num_tokens, self.scale, first, last, fresh, metrics)
 
     def _useful(self, rollouts: Rollouts, prompts: list[int]) -> list[int]:

@@ -35,3 +35,9 @@ def suggestion(word: str, known: list[str]) -> str:
     """`` Did you mean ...?`` where something known is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest ``last.ckpt`` of the runs below a folder."""
+    found = sorted(folder.glob("**/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None

@@ -44,10 +44,11 @@ class LoRASpec:
 
 @dataclass
 class PolicySpec:
-    """The model that learns: give ``pretrained``, or ``config`` (with or without ``size``) for one from scratch."""
+    """The model that learns: ``pretrained``, or from scratch by ``config`` (with or without ``size``)."""
 
     pretrained: str | None = None
-    """A Hugging Face name or a folder: a whole model or a peft adapter. An adapter is merged into its base."""
+    """A Hugging Face name or a folder: a whole model, or a peft adapter, which is merged into its base. It goes before
+    ``config``, so that ``--model.policy.pretrained`` continues what a config began from scratch."""
     config: dict[str, Any] | None = None
     """A model from scratch: ``model_type`` and any option of that type's config, e.g. {model_type: llama, hidden_size: 128}."""
     size: Literal["tiny", "small", "medium", "large"] | None = None
@@ -64,14 +65,10 @@ class PolicySpec:
     """Train low-rank adapters instead of all weights."""
 
     def __post_init__(self) -> None:
-        if (self.pretrained is None) == (self.config is None):
-            raise ValueError("model.policy: give exactly one of `pretrained` (a name or folder) and `config` (from scratch).")
-        if self.config is not None and "model_type" not in self.config:
+        if self.pretrained is None and self.config is None:
+            raise ValueError("model.policy: give `pretrained` (a name or folder) or `config` (a model from scratch).")
+        if self.pretrained is None and "model_type" not in (self.config or {}):
             raise ValueError("model.policy.config: `model_type` is missing; write for example {model_type: llama}.")
-        if self.size is not None and self.config is None:
-            raise ValueError(
-                "model.policy.size belongs to a model from scratch; remove it or give `config` instead of `pretrained`."
-            )
         if self.pretrained is None and self.tokenizer is None:
             raise ValueError("model.policy.tokenizer is missing: a model from scratch needs one, for example `arithmetic`.")
 

@@ -113,7 +113,9 @@ class Rollouts:
     @property
     def whole_groups(self) -> bool:
         """Whether every prompt has its ``group_size`` rows, one group after another."""
-        return len(self) == len(self.prompts) * self.group_size
+        if len(self) != len(self.prompts) * self.group_size:
+            return False
+        return torch.equal(self.prompt_index, torch.arange(len(self), device=self.lengths.device) // self.group_size)
 
     @property
     def mask(self) -> Tensor:

@@ -82,6 +82,7 @@ class GRPO(PolicyModule):
         self.clip_low, self.clip_high = clip_low, clip_high
         self.kl_coef, self.entropy_coef = kl_coef, entropy_coef
         self.reference: Reference | None = None
+        self._agreed = False  # whether sampler and learner have been seen to agree
         if group_size < 2:
             raise ValueError(f"model.group_size is {group_size}; a group needs at least 2 completions to compare.")
         if self.sampler.temperature == 0:
@@ -133,15 +134,15 @@ class GRPO(PolicyModule):
         assert isinstance(rollouts, Rollouts)
         scores = self.policy.score(rollouts, entropy_grad=self.entropy_coef != 0)
         log_ratio = scores.logprobs - rollouts.logprobs  # (N, T), 0 behind a row's end
+        self._check_sampler(batch, log_ratio)
         ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         advantages = rollouts.advantages[:, None]
         losses = clipped_surrogate(ratio, advantages, self.clip_low, self.clip_high)
         shares = {
             "clip_ratio/low_mean": (ratio < 1 - self.clip_low) & (advantages < 0),
             "clip_ratio/high_mean": (ratio > 1 + self.clip_high) & (advantages > 0),
+            "sampling/sampling_logp_difference/mean": log_ratio.abs(),
         }
-        if batch.fresh:
-            shares["sampling/sampling_logp_difference/mean"] = log_ratio.abs()
         if rollouts.ref_logprobs is not None:
             kl = k3_kl(scores.logprobs, rollouts.ref_logprobs)
             losses = losses + self.kl_coef * kl
@@ -152,3 +153,18 @@ class GRPO(PolicyModule):
         copies = rollouts.copies[:, None] / batch.num_tokens
         self.record(batch, {"loss": loss} | {name: (value.detach() * copies).sum() for name, value in shares.items()})
         return loss * batch.scale
+
+    def _check_sampler(self, batch: MicroBatch, log_ratio: Tensor) -> None:
+        """At the first step of the first rollout nothing has been learned yet: the learner must see what the sampler saw."""
+        if self._agreed or not batch.fresh:
+            return
+        assert isinstance(batch.rows, Rollouts)
+        difference = float(log_ratio.detach().abs().sum() / batch.rows.lengths.sum())
+        exact = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
+        if difference > (1e-3 if exact else 5e-2):
+            raise ValueError(
+                f"log-probabilities of learner and sampler differ by {difference:.2g} nats a token before the first step, so every "
+                "ratio would be wrong; likely the model has randomness in train mode or does not support its cache: "
+                "try model.policy.attention eager, or another model_type."
+            )
+        self._agreed = True

@@ -1,0 +1,39 @@
+"""The negative control of an experiment: rewards that have nothing to do with what earned them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from lit_rl.hooks import RolloutCallback
+from lit_rl.rollouts import Rollouts
+
+
+class ShuffledRewards(RolloutCallback):
+    """Shuffle the rewards of each rollout among all its completions on a rank.
+
+    A run that improves with it as well owes its gain to something else than its reward. ``reward`` in the log is then
+    of the shuffled rewards, ``rewards/<name>/mean`` still of the true ones.
+
+    Args:
+        seed: of the permutations.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.rollouts = 0
+
+    def on_rollout_end(self, trainer: pl.Trainer, module: pl.LightningModule, rollouts: Rollouts) -> Rollouts:
+        order = np.random.default_rng([self.seed, self.rollouts, trainer.global_rank]).permutation(len(rollouts))
+        rollouts.rewards = rollouts.rewards[torch.from_numpy(order).to(rollouts.rewards.device)]
+        self.rollouts += 1
+        return rollouts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rollouts": self.rollouts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rollouts = state["rollouts"]

@@ -1,0 +1,112 @@
+"""Runs of a few optimizer steps that one and two processes must agree on; started by `test_distributed.py`.
+
+    python distributed_runs.py STRATEGY DEVICES FILE
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import torch
+from conftest import quiet_trainer, tiny_data, tiny_spec
+
+from lit_rl.algorithms import GRPO, SFT
+from lit_rl.evaluation import Evaluation
+from lit_rl.export import whole_weights
+from lit_rl.hooks import RolloutCallback
+from lit_rl.loading import LoRASpec
+from lit_rl.rewards import Reward
+from lit_rl.sampling.sampler import Sampler
+from lit_rl.strategy import FSDP2Strategy
+
+ADAM = functools.partial(torch.optim.AdamW, lr=1e-3)
+SHORT = Evaluation(max_new_tokens=4)
+
+
+class Length(Reward):
+    """A reward that differs within most groups."""
+
+    def score(self, rollouts):
+        return torch.tensor([text.count("<") + len(text) % 5 for text in rollouts.texts], dtype=torch.float32)
+
+
+def grpo(dtype="float32", **options):
+    settings = {"group_size": 4, "minibatches": 2, "kl_coef": 0.1, "advantage_scale": "batch", "optimizer": ADAM}
+    settings |= {"sampler": Sampler(max_new_tokens=6), "evaluation": SHORT, "reward": Length(), **options}
+    return GRPO(settings.pop("policy", None) or tiny_spec(dtype=dtype), **settings)
+
+
+def sft(dtype="float32"):
+    return SFT(tiny_spec(dtype=dtype), optimizer=ADAM, evaluation=SHORT)
+
+
+RUNS = {
+    "grpo": (grpo, {"max_steps": 4}),
+    "grpo without a reference": (lambda: grpo(kl_coef=0.0, advantage_scale="group"), {"max_steps": 4}),
+    "grpo lora": (lambda: grpo(policy=tiny_spec(lora=LoRASpec(r=4))), {"max_steps": 4}),
+    "sft": (sft, {"max_steps": 4}),
+    "gradient of grpo": (lambda: grpo("float64", minibatches=1), {"max_steps": 1}),
+    "gradient of sft": (lambda: sft("float64"), {"max_steps": 1}),
+}
+
+
+class Keep(RolloutCallback):
+    """Gradients before clipping, sampled texts and the figures of the last step."""
+
+    def __init__(self):
+        self.texts, self.gradients, self.figures = {}, {}, {}
+
+    def on_rollout_end(self, trainer, module, rollouts):
+        for number, row in zip(rollouts.prompts.numbers, range(0, len(rollouts), rollouts.group_size), strict=True):
+            self.texts.setdefault(number, []).append(rollouts.texts[row : row + rollouts.group_size])
+        return rollouts
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if trainer.global_step == 0:
+            self.gradients = {
+                name: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
+                for name, p in module.policy.named_parameters()
+                if p.grad is not None
+            }
+
+    def on_train_batch_end(self, trainer, *_):
+        skip = ("time/", "perf/")
+        self.figures = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(skip)}
+
+
+def fit(name, strategy, devices, accumulate=2):
+    build, options = RUNS[name]
+    torch.manual_seed(1)
+    keep = Keep()
+    trainer = quiet_trainer(
+        Path("."),
+        strategy=FSDP2Strategy() if strategy == "fsdp2" else strategy,
+        devices=devices,
+        gradient_clip_val=1.0,
+        accumulate_grad_batches=accumulate,
+        callbacks=[keep],
+        val_check_interval=4 if options["max_steps"] > 1 else accumulate,
+        check_val_every_n_epoch=None,
+        **{**options, "limit_val_batches": 1.0},
+    )
+    module = build()
+    trainer.fit(module, tiny_data())
+    texts = [keep.texts]
+    if trainer.world_size > 1:
+        texts = [None] * trainer.world_size
+        torch.distributed.all_gather_object(texts, keep.texts)
+    together = {number: lines for part in texts for number, lines in part.items()}
+    return {
+        "weights": whole_weights(module.policy),
+        "gradients": keep.gradients,
+        "texts": together,
+        "figures": keep.figures,
+        "zero": trainer.is_global_zero,
+    }
+
+
+if __name__ == "__main__":
+    strategy, devices, file = sys.argv[1:]
+    results = {name: fit(name, strategy, int(devices)) for name in RUNS}
+    if results["sft"].pop("zero"):
+        torch.save(results, file)

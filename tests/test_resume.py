@@ -1,0 +1,177 @@
+"""A run that is stopped and resumed is the run that was never stopped: to the last bit."""
+
+import functools
+
+import pytest
+import torch
+from conftest import quiet_trainer, tiny_data, tiny_spec
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from lit_rl.algorithms import GRPO, SFT
+from lit_rl.evaluation import Evaluation
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.sampler import Sampler
+from lit_rl.schedule import Schedule
+
+STEPS = 12
+
+
+class Stopped(Exception):
+    """Stands for the process that dies."""
+
+
+class Texts(Callback):
+    """Sampled texts by optimizer step."""
+
+    def __init__(self):
+        self.by_step = {}
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if isinstance(batch.rows, Rollouts):
+            self.by_step.setdefault(trainer.global_step, []).append(batch.rows.texts)
+
+
+class Figures(Logger):
+    """What was logged, by step, but for how long it took."""
+
+    name, version = "figures", 0
+
+    def __init__(self):
+        super().__init__()
+        self.by_step = {}
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        kept = {name: value for name, value in metrics.items() if not name.startswith(("time/", "perf/", "val/"))}
+        self.by_step.setdefault(step, {}).update(kept)
+
+
+class Stopper(Callback):
+    """Dies before the first micro-batch behind a step: its checkpoint has been written by then."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise Stopped
+
+
+def sft():
+    # gpt2 has dropout: the global generator's state matters.
+    return SFT(
+        tiny_spec("gpt2"),
+        optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
+        schedule=Schedule("cosine", warmup_steps=2),
+        evaluation=Evaluation(max_new_tokens=4),
+    )
+
+
+def grpo():
+    return GRPO(
+        tiny_spec(),
+        Sampler(max_new_tokens=4),
+        reward=None,
+        optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
+        schedule=Schedule("cosine", warmup_steps=2),
+        evaluation=Evaluation(max_new_tokens=4, samples=2),
+        group_size=4,
+        epochs=2,
+        minibatches=2,
+        kl_coef=0.1,
+        entropy_coef=0.01,
+    )
+
+
+def run(build, folder, epoch_size, callbacks=(), ckpt_path=None, **options):
+    torch.manual_seed(1)
+    texts, figures, module = Texts(), Figures(), build()
+    trainer = quiet_trainer(
+        folder,
+        max_steps=STEPS,
+        enable_checkpointing=True,
+        logger=figures,
+        gradient_clip_val=1.0,
+        callbacks=[texts, *callbacks],
+        **options,
+    )
+    trainer.fit(module, tiny_data(epoch_size=epoch_size), ckpt_path=ckpt_path)
+    return module, trainer, texts.by_step, figures.by_step
+
+
+def assert_same_end(whole, resumed, first_step):
+    module, trainer, texts, figures = whole
+    other, other_trainer, other_texts, other_figures = resumed
+    assert trainer.global_step == other_trainer.global_step == STEPS
+    for (name, value), other_value in zip(module.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, other_value), name
+    states = trainer.optimizers[0].state_dict(), other_trainer.optimizers[0].state_dict()
+    assert str(states[0]) == str(states[1])
+    for step in range(first_step, STEPS):
+        assert figures[step] == other_figures[step], step
+        assert texts.get(step) == other_texts.get(step), step
+
+
+# (stop after, epoch size in prompts): SFT takes a step per 8 prompts, GRPO four.
+CASES = {
+    "sft in an epoch": (sft, 5, 64),
+    "sft at an epoch's last step": (sft, 4, 32),
+    "grpo in a rollout": (grpo, 5, 64),
+    "grpo between rollouts": (grpo, 8, 64),
+    "grpo in a rollout of the second epoch": (grpo, 9, 16),
+    "grpo at an epoch's last step": (grpo, 8, 16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_stop_and_resume_changes_no_bit(tmp_path, case, accumulate):
+    build, stop, epoch_size = CASES[case]
+    options = {"accumulate_grad_batches": accumulate}
+    whole = run(build, tmp_path, epoch_size, **options)
+    saver = ModelCheckpoint(tmp_path, "at", every_n_train_steps=stop, save_on_train_epoch_end=False)
+    with pytest.raises(Stopped):
+        run(build, tmp_path, epoch_size, [saver, Stopper(stop)], **options)
+    resumed = run(build, tmp_path, epoch_size, ckpt_path=tmp_path / "at.ckpt", **options)
+    assert_same_end(whole, resumed, stop)
+
+
+@pytest.mark.parametrize(("build", "epoch_size", "step"), [(sft, 32, 4), (grpo, 16, 8)])
+def test_resume_from_an_epoch_end_checkpoint_changes_no_bit(tmp_path, build, epoch_size, step):
+    whole = run(build, tmp_path, epoch_size)
+    saver = ModelCheckpoint(tmp_path, "end", every_n_epochs=1, save_on_train_epoch_end=True)
+    with pytest.raises(Stopped):
+        run(build, tmp_path, epoch_size, [saver, Stopper(step)])
+    resumed = run(build, tmp_path, epoch_size, ckpt_path=tmp_path / "end.ckpt")
+    assert_same_end(whole, resumed, step)
+
+
+@pytest.mark.parametrize("build", [sft, grpo])
+def test_same_seed_gives_the_same_run(tmp_path, build):
+    assert_same_end(run(build, tmp_path, 64), run(build, tmp_path, 64), 0)
+
+
+@pytest.mark.parametrize("build", [sft, grpo])
+def test_validating_more_often_changes_no_bit_of_training(tmp_path, build):
+    often = {"limit_val_batches": 1.0, "num_sanity_val_steps": -1, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    assert_same_end(run(build, tmp_path, 64), run(build, tmp_path, 64, **often), 0)
+
+
+def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "at", every_n_train_steps=4)
+    run(grpo, tmp_path, 64, [saver])
+    path = tmp_path / "at.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["stream"] = checkpoint["stream"] * 2
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"2 process\(es\) and this run has 1"):
+        run(grpo, tmp_path, 64, ckpt_path=path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run(sft, tmp_path, 64, [ModelCheckpoint(tmp_path, "at", every_n_train_steps=4)])
+    with pytest.raises(ValueError, match="the checkpoint is of another model"):
+        run(grpo, tmp_path, 64, ckpt_path=tmp_path / "at.ckpt")
