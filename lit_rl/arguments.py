@@ -7,14 +7,14 @@ chain of causes, and the names on the way to it are the key.
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
-from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import yaml
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_rl.files import find_config, suggestion
+from lit_rl.files import find_config, read_yaml, suggestion
 
 _WRAPPERS = ('Parser key "', "Does not validate against any of the Union subtypes", "\n- Expected a path but")
 _UNKNOWN = (
@@ -32,18 +32,38 @@ class BadArgument(ValueError):
     Args:
         key: its dotted name.
         reason: what is wrong with it.
-        meant: the dotted name that was probably meant, where there is no such argument.
     """
 
-    def __init__(self, key: str, reason: str, meant: str | None = None) -> None:
-        hint = f" Did you mean {meant!r}?" if meant else ""
-        super().__init__(f"{reason} {key!r}.{hint}" if reason == "unknown option" else f"{key}: {reason}" if key else reason)
-        self.key, self.reason, self.meant = key, reason, meant
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}" if key else reason)
+        self.key, self.reason = key, reason
 
     def within(self, keys: list[str]) -> BadArgument:
         """The same, seen from the parser around it."""
+        return BadArgument(".".join([*keys, self.key] if self.key else keys), self.reason)
+
+
+class UnknownOption(BadArgument):
+    """An argument that does not exist.
+
+    Args:
+        key: its dotted name.
+        meant: the dotted name that was probably meant.
+        known: the names that exist where the first wrong part of the key stands.
+    """
+
+    def __init__(self, key: str, meant: str | None, known: list[str]) -> None:
+        hint = f" Did you mean {meant!r}?" if meant else f" Known here are {', '.join(known)}." if 0 < len(known) < 20 else ""
+        super().__init__("", f"unknown option {key!r}.{hint}")
+        self.key, self.meant, self.known = key, meant, known
+
+    def within(self, keys: list[str]) -> UnknownOption:
         meant = ".".join([*keys, self.meant]) if self.meant else None
-        return BadArgument(".".join([*keys, self.key] if self.key else keys), self.reason, meant)
+        return UnknownOption(".".join([*keys, self.key]), meant, self.known)
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description."""
 
 
 class Parser(LightningArgumentParser):
@@ -53,31 +73,21 @@ class Parser(LightningArgumentParser):
         # An abbreviation is a misspelling that is silently taken.
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        # What is null in a class's own option arrives at the class's parser as the text None.
+        args = [re.sub(r"=None$", "=null", arg) for arg in args] if args else args
+        return super().parse_args(args, *rest, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise _fault(ex or ValueError(message), self) from ex
+        if message.startswith("the following arguments are required"):  # named with the subcommand in front
+            message, ex = re.sub(r"\b\w+\.(\w+)", r"\1", message), None
+        fault = _fault(ex or ValueError(message), self)
+        raise (fault if isinstance(fault, BadArgument) else BadArgument("", str(fault))) from ex
 
 
 def explain(error: Exception) -> str:
     """One line about an error that stopped a run."""
     return " ".join(str(_fault(error)).split())
-
-
-def check_yaml(path: str) -> str:
-    """The path, where its file is YAML with named options.
-
-    Raises:
-        ValueError: where it is not, with the line.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{path}{line}: this is no YAML: {error.context or ''} {error.problem}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: this is no YAML text: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a config holds named options such as `trainer:`, not {type(content).__name__}.")
-    return path
 
 
 def resolve_configs(args: list[str]) -> list[str]:
@@ -86,10 +96,16 @@ def resolve_configs(args: list[str]) -> list[str]:
     for place, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
         if flag in ("--config", "-c") and equals:
-            resolved[place] = f"{flag}={check_yaml(find_config(value))}"
+            resolved[place] = f"{flag}={_readable(value)}"
         elif place and args[place - 1] in ("--config", "-c"):
-            resolved[place] = check_yaml(find_config(arg))
+            resolved[place] = _readable(arg)
     return resolved
+
+
+def _readable(config: str) -> str:
+    path = find_config(config)
+    read_yaml(path)
+    return path
 
 
 def _fault(error: Exception, parser: argparse.ArgumentParser | None = None) -> Exception:
@@ -106,7 +122,7 @@ def _fault(error: Exception, parser: argparse.ArgumentParser | None = None) -> E
     if unknown:
         names = unknown.groupdict()
         key = f"{names['group']}.{names['key']}" if names.get("group") else names["key"]
-        return BadArgument(key, "unknown option", _meant(key, _options(parser))).within(keys)
+        return UnknownOption(key, *_meant(key, _options(parser))).within(keys)
     if not keys:
         return error
     return BadArgument(".".join(keys), _value_fault(text, str(outer), parser, keys[0]))
@@ -125,6 +141,7 @@ def _value_fault(text: str, outer: str, parser: argparse.ArgumentParser | None, 
         value = re.search(r"G(?:iven|ot) value: (.*)", outer) or re.search(r"Got value: (.*)", text)
         wanted = types.group(1) if types else re.sub(r"^Expected an? |\. Got value.*", "", text)
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", wanted).replace("NoneType", "null")
+        wanted = re.sub(r"Literal\[(.*?)\]", r"\1", wanted)
         return f"expected {wanted}" + (f"; got {value.group(1)!r}" if value else "")
     return text
 
@@ -134,7 +151,7 @@ def _options(parser: argparse.ArgumentParser | None) -> list[str]:
     if parser is None:
         return []
     actions = [action for each in (parser, *_subparsers(parser)) for action in each._actions]
-    return sorted({action.dest for action in actions} | set(_SECTIONS))
+    return sorted({action.dest for action in actions if action.dest != "help"} | set(_SECTIONS))
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -142,19 +159,23 @@ def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser
     return [child for action in actions for child in action.choices.values()]
 
 
-def _meant(key: str, options: list[str]) -> str | None:
-    """The option that a misspelt dotted key is closest to, part by part; None where a part is like nothing."""
-    meant: list[str] = []
-    for part in key.split("."):
-        inside = [option.split(".") for option in options if option.split(".")[: len(meant)] == meant]
-        known = {option[len(meant)] for option in inside if len(option) > len(meant)}
+def _meant(key: str, options: list[str]) -> tuple[str | None, list[str]]:
+    """The option that a misspelt dotted key is closest to, part by part, and the names that its first wrong part may have."""
+    parts, meant = key.split("."), []  # type: list[str], list[str]
+    wrong: list[str] = []
+    for place, part in enumerate(parts):
+        inside = [option.split(".") for option in options if option.split(".")[:place] == meant]
+        known = sorted({option[place] for option in inside if len(option) > place})
         if known and part not in known:
-            match = re.search(r"'(.*)'", suggestion(part, sorted(known)))
-            if match is None:
-                return None
-            part = match.group(1)
+            wrong = wrong or [name for name in known if name not in _SECTIONS]
+            close = difflib.get_close_matches(part, known, n=1)
+            if not close:
+                break
+            part = close[0]
         meant.append(part)
-    return ".".join(meant)
+    # A class's own options are not the parser's: what stands behind a part that was mended may be right.
+    mended = ".".join(meant + parts[len(meant) :])
+    return (None if mended == key else mended), wrong
 
 
 def _typehint(parser: argparse.ArgumentParser | None, key: str) -> Any:
@@ -165,7 +186,8 @@ def _typehint(parser: argparse.ArgumentParser | None, key: str) -> Any:
 def _class_names(hint: Any) -> list[str]:
     """Names of all classes that an option of this type may name."""
     if isinstance(hint, type):
-        below = [name for child in hint.__subclasses__() for name in [child.__name__, *_class_names(child)]]
+        children: list[type] = hint.__subclasses__()
+        below = [name for child in children for name in [child.__name__, *_class_names(child)]]
         return sorted({name for name in below or [hint.__name__] if not name.startswith("_")})
     parts = hint if isinstance(hint, list) else get_args(hint)
     return sorted({name for part in parts if part is not type(None) for name in _class_names(part)})

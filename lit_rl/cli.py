@@ -18,13 +18,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
+from safetensors import SafetensorError
 
 import lit_rl.algorithms
 import lit_rl.callbacks
 import lit_rl.datamodules  # noqa: F401  (their classes become known by short name)
-from lit_rl.arguments import Parser, explain, resolve_configs
+from lit_rl.arguments import HelpFormatter, Parser, explain, resolve_configs
 from lit_rl.datamodules import PromptDataModule
-from lit_rl.files import last_checkpoint, write_text
+from lit_rl.files import last_checkpoint, suggestion, write_text
 from lit_rl.module import PolicyModule
 from lit_rl.strategy import register_strategies
 
@@ -49,14 +50,21 @@ A CONFIG is a file or the name of one that comes with the package; later ones an
 class RunConfig(SaveConfigCallback):
     """Keeps the config beside the run and in its checkpoints, and guards a resumed run against silent changes."""
 
+    def save_config(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        for logger in trainer.loggers[1:]:  # the first one writes CSV, beside which the config lies anyway
+            logger.log_hyperparams(flatten(yaml.safe_load(self._dump())))
+
+    def _dump(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)
+
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.parser.dump(self.config, skip_none=False)
+        checkpoint["config"] = self._dump()
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if "config" not in checkpoint or not trainer.training:
             return
         old = flatten(yaml.safe_load(checkpoint["config"]))
-        new = flatten(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        new = flatten(yaml.safe_load(self._dump()))
         changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "ckpt_path"]
         for key in changed:
             if key.startswith(FIXED_ON_RESUME) and key not in FREE_ON_RESUME:
@@ -82,7 +90,7 @@ class CLI(LightningCLI):
             trainer_defaults={"num_sanity_val_steps": -1, "log_every_n_steps": 1},
             seed_everything_default=1,
             parser_class=Parser,
-            parser_kwargs={"description": DESCRIPTION, "formatter_class": HelpFormatter},
+            parser_kwargs={"prog": "lit-rl", "description": DESCRIPTION, "formatter_class": HelpFormatter},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -170,7 +178,7 @@ def main(args: list[str] | None = None) -> None:
     args = [arg for arg in args if arg != "--debug"]
     try:
         run(args)
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError, ModuleNotFoundError, MisconfigurationException, SafetensorError) as error:
         if debug:
             raise
         sys.exit(f"lit-rl: {explain(error)}")
@@ -179,7 +187,12 @@ def main(args: list[str] | None = None) -> None:
 def run(args: list[str]) -> None:
     """Run one command."""
     register_strategies()
-    if args[:1] == ["pipeline"]:
+    commands = [*CLI.subcommands(), "pipeline"]
+    if not args:
+        raise ValueError(f"write lit-rl and one of {', '.join(commands)}; lit-rl --help explains them.")
+    if not args[0].startswith("-") and args[0] not in commands:
+        raise ValueError(f"unknown command {args[0]!r}; write one of {', '.join(commands)}.{suggestion(args[0], commands)}")
+    if args[0] == "pipeline":
         from lit_rl.pipeline import main as pipeline
 
         return pipeline(args[1:], check_arguments)

@@ -23,8 +23,8 @@ def read_curve(folder: Path) -> Curve:
     return {name: sorted(points.items()) for name, points in values.items()}
 
 
-def draw_curves(curves: dict[str, Curve], path: Path) -> None:
-    """Training reward and validation accuracy over optimizer steps, one column per run, as a PNG."""
+def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
+    """Training reward and validation accuracy over optimizer steps, one column per run, as a PNG; whether there is any."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -32,7 +32,7 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> None:
 
     shown = {name: curve for name, curve in curves.items() if "val/accuracy" in curve or "reward" in curve}
     if not shown:
-        return
+        return False
     figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 4), sharey=True, squeeze=False)
     for axis, (name, curve) in zip(axes[0], shown.items(), strict=True):
         if "reward" in curve:
@@ -52,3 +52,4 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    return True

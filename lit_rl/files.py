@@ -6,6 +6,9 @@ import difflib
 import importlib.resources
 import os
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,6 +32,25 @@ def find_config(name: str) -> str:
         return str(packaged)
     known = sorted(str(path.relative_to(str(folder)))[:-5] for path in Path(str(folder)).rglob("*.yaml"))
     raise ValueError(f"no config {name!r}: it is neither a file nor one of {', '.join(known)}.{suggestion(name, known)}")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The named entries of a YAML file.
+
+    Raises:
+        ValueError: where it is broken or holds no names, with the line.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = ": ".join(filter(None, (error.context, error.problem)))
+        raise ValueError(f"{path}{line}: this is no YAML: {reason}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: this is no YAML text: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: it must hold named entries such as `trainer:`, not {type(content).__name__}.")
+    return content
 
 
 def suggestion(word: str, known: list[str]) -> str:

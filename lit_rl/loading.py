@@ -63,6 +63,9 @@ class PolicySpec:
     """Recompute activations in the backward pass: less memory, about a third more time; prompts are then run per row."""
     lora: LoRASpec | None = None
     """Train low-rank adapters instead of all weights."""
+    gather: Literal["rollout", "layer"] = "rollout"
+    """Sharded weights (fsdp2) while completions are generated: whole on every rank for the length of a ``rollout``, or
+    ``layer`` by layer at each token, slower, where they do not fit."""
 
     def __post_init__(self) -> None:
         if self.pretrained is None and self.config is None:

@@ -130,6 +130,14 @@ class PolicyModule(pl.LightningModule):
         if stage == "fit" and trainer.datamodule is not None:  # type: ignore[attr-defined]
             self._print_plan(self.batch_plan(trainer.datamodule.batch_size))  # type: ignore[attr-defined]
 
+        if self.policy_spec.gather == "layer" and trainer.world_size > 1 and trainer.datamodule is not None:  # type: ignore[attr-defined]
+            problems = len(trainer.datamodule.val_set)  # type: ignore[attr-defined]
+            if problems % trainer.world_size:
+                raise ValueError(
+                    f"model.policy.gather layer needs equal work on every rank, but {problems} validation problems "
+                    f"do not divide over {trainer.world_size} ranks."
+                )
+
     def on_train_start(self) -> None:
         assert self._stream is not None
         micro, trainer = self._stream.plan.micro_batches, self.trainer
@@ -232,8 +240,8 @@ class PolicyModule(pl.LightningModule):
         return self.trainer.precision_plugin.forward_context()
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Whole weights on every rank, where they are sharded."""
-        return gathered_weights(self.policies())
+        """Whole weights on every rank, where they are sharded and `PolicySpec.gather` allows it."""
+        return gathered_weights(self.policies() if self.policy_spec.gather == "rollout" else [])
 
     def decode(self, rollouts: Rollouts) -> list[str]:
         """The completions as text, special tokens written out, without the end token."""

@@ -2,7 +2,8 @@
 
 A stage is ``fit``, ``validate``, ``test`` or ``predict`` with configs and overrides, and runs in a process of its own. It
 takes what an earlier stage made by name: ``${stages.sft.export}``. A finished stage is skipped when the pipeline is
-started again, an interrupted one goes on from its last checkpoint, and ``report.json`` and ``curve.png`` show all stages.
+started again, an interrupted one goes on from its last checkpoint, one whose config or input changed runs anew beside what
+it left, and ``report.json`` and ``curve.png`` show all stages.
 
     name: quickstart
     folder: runs/quickstart
@@ -22,16 +23,18 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from lit_rl.curves import draw_curves, read_curve
-from lit_rl.files import find_config, write_text
+from lit_rl.files import find_config, last_checkpoint, read_yaml, write_text
 
+say = Console(soft_wrap=True, highlight=False).print
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -48,17 +51,18 @@ class Stage:
     @property
     def artefacts(self) -> dict[str, str]:
         """What later stages may take by name."""
-        last = self.last_checkpoint()
+        last = last_checkpoint(self.folder)
         return {
             "folder": str(self.folder),
             "export": str(self.folder / "export"),
             "checkpoint": str(last or self.folder / "last.ckpt"),
         }
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest ``last.ckpt`` of this stage."""
-        found = sorted(self.folder.glob("**/last*.ckpt"), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
+    @property
+    def status(self) -> dict[str, Any]:
+        """What is known of its last run."""
+        file = self.folder / "stage.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def command(self, earlier: list[Stage]) -> list[str]:
         """The command line of this stage, references to earlier ones filled in."""
@@ -78,8 +82,8 @@ def load_stages(file: str, folder: Path | None = None) -> tuple[Path, list[Stage
     Raises:
         ValueError: where it is not a pipeline, in one line that names the stage and the key.
     """
-    spec = yaml.safe_load(Path(find_config(file)).read_text(encoding="utf-8"))
-    if not isinstance(spec, dict) or not isinstance(spec.get("stages"), dict):
+    spec = read_yaml(find_config(file))
+    if not isinstance(spec.get("stages"), dict):
         raise ValueError(f"{file} is no pipeline: it needs a mapping `stages`, each with `run` and `config`.")
     root = folder or Path(spec.get("folder") or f"runs/{spec.get('name', Path(file).stem)}")
     return root, [_stage(file, name, entry, root / name) for name, entry in spec["stages"].items()]
@@ -110,20 +114,21 @@ def _fill_in(text: str, earlier: list[Stage]) -> str:
     return re.sub(r"\$\{stages\.(\w+)\.(\w+)\}", value, text)
 
 
-def run_stage(stage: Stage, command: list[str]) -> dict[str, Any]:
-    """Run one stage, or skip it where it is finished; returns what is known of it."""
-    status_file = stage.folder / "stage.json"
-    key = _fingerprint(stage, command)
-    status = json.loads(status_file.read_text()) if status_file.is_file() else {}
-    same = status.get("fingerprint") == key
-    if same and status.get("finished"):
-        Console().print(f"[bold]{stage.name}[/] is finished; skipped")
-        return status
-    checkpoint = stage.last_checkpoint() if same and stage.run == "fit" else None
+def run_stage(stage: Stage, earlier: list[Stage]) -> None:
+    """Run one stage, or skip it where it is finished."""
+    command = stage.command(earlier)
+    key, status = _fingerprint(stage, command, earlier), stage.status
+    if status and status["fingerprint"] != key:
+        say(f"{stage.name} has changed; its earlier run is kept in {_set_aside(stage.folder)}")
+        status = {}
+    if status.get("finished"):
+        say(f"[bold]{stage.name}[/] is finished; skipped")
+        return
+    checkpoint = last_checkpoint(stage.folder) if status and stage.run == "fit" else None
     resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
-    Console().print(f"[bold]{stage.name}[/]: lit-rl {' '.join(command + resume)}")
+    say(f"[bold]{stage.name}[/]: lit-rl {escape(' '.join(command + resume))}")
     status = {"fingerprint": key, "command": command, "finished": False}
-    write_text(status_file, json.dumps(status, indent=2))
+    write_text(stage.folder / "stage.json", json.dumps(status, indent=2))
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "lit_rl", *command, *resume], check=False)
     if done.returncode:
@@ -131,40 +136,61 @@ def run_stage(stage: Stage, command: list[str]) -> dict[str, Any]:
             f"stage {stage.name!r} failed with exit status {done.returncode}; mend it and start the pipeline again."
         )
     status |= {"finished": True, "process_seconds": round(time.perf_counter() - start, 1)}
-    write_text(status_file, json.dumps(status, indent=2))
-    return status
+    write_text(stage.folder / "stage.json", json.dumps(status, indent=2))
 
 
-def _fingerprint(stage: Stage, command: list[str]) -> str:
-    """Of the command and the text of its configs: another one is another run."""
+def _set_aside(folder: Path) -> Path:
+    """Rename the folder of an earlier run to the first free ``name.1``, ``name.2``, ..."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return folder.rename(aside)
+
+
+def _fingerprint(stage: Stage, command: list[str], earlier: list[Stage]) -> str:
+    """Of the command, the text of its configs and the runs that it takes from: another one is another run."""
     texts = [Path(find_config(config)).read_text(encoding="utf-8") for config in stage.configs]
-    return hashlib.sha256(json.dumps([command, texts]).encode()).hexdigest()[:16]
+    taken = set(re.findall(r"\$\{stages\.(\w+)\.", json.dumps(stage.overrides)))
+    inputs = [other.status.get("fingerprint") for other in earlier if other.name in taken]
+    return hashlib.sha256(json.dumps([command, texts, inputs]).encode()).hexdigest()[:16]
 
 
-def stage_report(stage: Stage, status: dict[str, Any]) -> dict[str, Any]:
-    """What a stage reported of itself, with its command and its folder."""
+def stage_report(stage: Stage) -> dict[str, Any]:
+    """What a stage reported of itself, with its folder; of an evaluation the figures that it logged."""
+    report: dict[str, Any] = {"run": stage.run, "folder": str(stage.folder)}
+    report["process_seconds"] = stage.status.get("process_seconds")
+    if stage.run in ("validate", "test"):
+        report["figures"] = {name: points[-1][1] for name, points in read_curve(stage.folder).items()}
     file = stage.folder / "report.json"
-    own = json.loads(file.read_text()) if file.is_file() else {}
-    return {"run": stage.run, "folder": str(stage.folder), "process_seconds": status.get("process_seconds")} | own
+    return report | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
 
 
-def main(args: list[str]) -> None:
-    """``lit-rl pipeline FILE [--folder DIR]``."""
+def main(args: list[str], check_arguments: Callable[[list[str]], None]) -> None:
+    """``lit-rl pipeline FILE [--folder DIR]``.
+
+    Args:
+        args: the command line behind ``pipeline``.
+        check_arguments: raises where a stage's command line is wrong.
+    """
     if len(args) not in (1, 3) or (len(args) == 3 and args[1] != "--folder"):
         raise ValueError("write `lit-rl pipeline FILE` or `lit-rl pipeline FILE --folder DIR`.")
     root, stages = load_stages(args[0], Path(args[2]) if len(args) == 3 else None)
-    for number, stage in enumerate(stages):
-        stage.command(stages[:number])  # a wrong reference shows before the first stage runs
-    Console().print(f"{len(stages)} stages in {root}: {', '.join(stage.name for stage in stages)}")
+    for number, stage in enumerate(stages):  # what is wrong with the last stage shows before the first one runs
+        try:
+            check_arguments(stage.command(stages[:number]))
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name!r}: {error}") from error
+    say(f"{len(stages)} stages in {root}: {', '.join(stage.name for stage in stages)}")
     report: dict[str, Any] = {}
     for number, stage in enumerate(stages):
-        status = run_stage(stage, stage.command(stages[:number]))
-        report[stage.name] = stage_report(stage, status)
+        run_stage(stage, stages[:number])
+        report[stage.name] = stage_report(stage)
         write_text(root / "report.json", json.dumps({"stages": report}, indent=2))
+    say(f"Report: {root / 'report.json'}")
     curves = {stage.name: read_curve(stage.folder) for stage in stages if stage.run == "fit"}
-    draw_curves(curves, root / "curve.png")
+    if draw_curves(curves, root / "curve.png"):
+        say(f"Curve: {root / 'curve.png'}")
     for name, entry in report.items():
         if "improvement" in entry:
             before, after = (100 * entry[key]["value"] for key in ("before", "after"))
-            Console().print(f"{name}: {before:.1f} % -> {after:.1f} % in {entry['steps']} steps, {entry['seconds']:.0f} s")
-    Console().print(f"Report: {root / 'report.json'}, curve: {root / 'curve.png'}")
+            say(f"{name}: {before:.1f} % -> {after:.1f} % in {entry['steps']} steps, {entry['seconds']:.0f} s")

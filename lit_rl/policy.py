@@ -52,10 +52,10 @@ class Policy(nn.Module):
         return None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
 
     def disable_dropout(self) -> None:
-        """Set every dropout to 0, so that the sampler and the learner see one policy while staying in train mode."""
+        """Set every dropout and router jitter to 0, so that sampler and learner see one policy while staying in train mode."""
         for module in self.modules():
             for name, value in vars(module).items():
-                if "drop" in name and isinstance(value, float):
+                if ("drop" in name or name == "jitter_noise") and isinstance(value, float):
                     setattr(module, name, 0.0)
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

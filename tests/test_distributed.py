@@ -26,7 +26,7 @@ def launch(strategy: str, file: Path) -> dict:
     ]
     output = [process.communicate(timeout=300)[0].decode() for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(text[-3000:] for text in output)
-    return torch.load(file, weights_only=False)
+    return torch.load(file, weights_only=True)
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])

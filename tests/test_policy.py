@@ -231,10 +231,10 @@ def test_without_dropout_two_forwards_in_train_mode_are_equal():
     [
         ("llama", {"attention_dropout": 0.5}),
         ("bloom", {"attention_dropout": 0.5, "hidden_dropout": 0.5}),
-        ("mixtral", {"attention_dropout": 0.5}),
+        ("mixtral", {"attention_dropout": 0.5, "router_jitter_noise": 0.5}),
     ],
 )
-def test_dropout_that_a_module_keeps_as_a_number_is_disabled_too(model_type, rates):
+def test_noise_that_a_module_keeps_as_a_number_is_disabled_too(model_type, rates):
     options = MODELS[model_type][1]
     policy = tiny_policy(model_type, **options | {"config": {**options.get("config", {}), **rates}})
     rollouts = ragged(policy)

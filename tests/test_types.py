@@ -22,7 +22,9 @@ def rollouts_of(prompts: PromptBatch, group_size: int, rows: list[list[int]], **
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
     mask = torch.arange(width) < lengths[:, None]
-    ids = torch.zeros(len(rows), width, dtype=torch.long).masked_scatter(mask, torch.tensor(sum(rows, [])))
+    ids = torch.zeros(len(rows), width, dtype=torch.long).masked_scatter(
+        mask, torch.tensor([token for row in rows for token in row])
+    )
     counting = torch.arange(1.0, int(lengths.sum()) + 1)
     zeros = torch.zeros(len(rows), width)
     settings = {

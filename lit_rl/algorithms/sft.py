@@ -58,7 +58,15 @@ class SFT(PolicyModule):
         if not all(prompts.completions):
             empty = prompts.samples[prompts.completions.index([])].number
             raise ValueError(f"sample {empty} has no completion to learn; SFT needs data with solutions.")
-        return TokenBatch.from_prompts(prompts, int(self.tokenizer.pad_token_id), self.completion_only)
+        rows = TokenBatch.from_prompts(prompts, int(self.tokenizer.pad_token_id), self.completion_only)
+        longest, context = int(rows.lengths.max()), self.policy.context
+        if context is not None and longest > context:
+            number = prompts.samples[int(rows.lengths.argmax())].number
+            raise ValueError(
+                f"sample {number} has {longest} tokens with its completion, more than the model's {context} positions; "
+                "shorten the data or choose a model with a longer context."
+            )
+        return rows
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         assert isinstance(batch.rows, TokenBatch)

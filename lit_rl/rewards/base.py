@@ -48,7 +48,7 @@ class WeightedSum(Reward):
         self.rewards, self.weights = rewards, weights
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        return {name: value for reward in self.rewards for name, value in reward.parts(rollouts).items()}
+        return {name: value for reward in self.rewards for name, value in checked_parts(reward, rollouts).items()}
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         return torch.stack([w * reward.total(parts) for w, reward in zip(self.weights, self.rewards, strict=True)]).sum(0)
@@ -57,26 +57,44 @@ class WeightedSum(Reward):
         return self.total(self.parts(rollouts))
 
 
+class RewardError(ValueError):
+    """A reward failed, or returned anything but one finite number per completion."""
+
+
 def score_rollouts(reward: Reward, rollouts: Rollouts) -> None:
     """Fill in ``rewards`` and ``parts`` of the rollouts.
 
     Raises:
-        ValueError: where the reward fails, or returns anything but one finite number per completion.
+        RewardError: where the reward fails, or returns anything but one finite number per completion.
     """
-    try:
-        parts = reward.parts(rollouts)
-        total = reward.total(parts)
-    except Exception as error:
-        raise ValueError(f"reward {reward.name}: {type(error).__name__}: {error}") from error
-    for name, value in {**parts, reward.name: total}.items():
-        if value.shape != rollouts.lengths.shape:
-            raise ValueError(
-                f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each."
-            )
-        if not bool(value.isfinite().all()):
-            row = int((~value.isfinite()).nonzero()[0])
-            number = rollouts.prompts.samples[row // rollouts.group_size].number
-            raise ValueError(f"reward {name}: {float(value[row])} for sample {number}, completion {rollouts.texts[row]!r}.")
+    parts = checked_parts(reward, rollouts)
+    total = reward.total(parts)
+    _check(reward.name, total, rollouts)
     device = rollouts.lengths.device
     rollouts.rewards = total.float().to(device)
     rollouts.parts = {name: value.float().to(device) for name, value in parts.items()}
+
+
+def checked_parts(reward: Reward, rollouts: Rollouts) -> dict[str, Tensor]:
+    """The reward's parts, or an error of one line that names the reward."""
+    try:
+        parts = reward.parts(rollouts)
+    except RewardError:  # a reward inside this one, already named
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise RewardError(f"reward {reward.name}: {reason}") from error
+    for name, value in parts.items():
+        _check(name, value, rollouts)
+    return parts
+
+
+def _check(name: str, value: Tensor, rollouts: Rollouts) -> None:
+    if not isinstance(value, Tensor):
+        raise RewardError(f"reward {name}: a {type(value).__name__}; return a tensor with one number per completion.")
+    if value.shape != rollouts.lengths.shape:
+        raise RewardError(f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each.")
+    if not bool(value.isfinite().all()):
+        row = int((~value.isfinite()).nonzero()[0])
+        number = rollouts.prompts.samples[row // rollouts.group_size].number
+        raise RewardError(f"reward {name}: {float(value[row])} for sample {number}, completion {rollouts.texts[row]!r}.")

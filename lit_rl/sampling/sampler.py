@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_rl.policy import Policy
 from lit_rl.rollouts import Rollouts, Support
-from lit_rl.sampling.cache import repeat_cache, select_cache
+from lit_rl.sampling.cache import make_room, repeat_cache, select_cache
 from lit_rl.sampling.choose import Choice, choose
 from lit_rl.types import PromptBatch
 
@@ -71,6 +71,7 @@ class Sampler:
         record = _Record(len(prompts) * group_size, self.max_new_tokens, device)
         logits, cache = policy.prefill(prompts)
         repeat_cache(cache, group_size)
+        make_room(cache, self.max_new_tokens)
         logits = logits.repeat_interleave(group_size, dim=0)
         mask = prompts.mask.repeat_interleave(group_size, dim=0)
         lengths = mask.sum(1)
@@ -81,12 +82,13 @@ class Sampler:
             ended = torch.isin(choice.tokens, ends)
             record.write(step, rows, open_, choice, ended)
             open_ = open_ & ~ended
-            if step + 1 == self.max_new_tokens or not bool(open_.any()):
+            alive = bool(open_.any())
+            if step + 1 == self.max_new_tokens or not _on_any_rank(alive, policy.spec.gather, device):
                 break
             tokens = choice.tokens
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             # Finished rows leave together once they are an eighth of the batch: copying the cache costs as much as a step.
-            if int((~open_).sum()) * 8 >= len(open_):
+            if alive and int((~open_).sum()) * 8 >= len(open_):
                 stay = open_.nonzero()[:, 0]
                 select_cache(cache, stay)
                 rows, tokens, mask, lengths, open_ = (value[stay] for value in (rows, tokens, mask, lengths, open_))
@@ -100,6 +102,15 @@ class Sampler:
                 f"a prompt of {longest} tokens and {self.max_new_tokens} new ones exceed the model's {policy.context} "
                 "positions; lower sampler.max_new_tokens or shorten the prompts."
             )
+
+
+def _on_any_rank(alive: bool, gather: str, device: torch.device) -> bool:
+    """Whether to go on: where weights are gathered layer by layer, every rank must run the same number of forwards."""
+    if gather == "rollout" or not torch.distributed.is_initialized():
+        return alive
+    flag = torch.tensor(int(alive), device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def draw_uniforms(key: SampleKey, numbers: list[int], group_size: int, length: int) -> Tensor:
