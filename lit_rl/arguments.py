@@ -138,7 +138,7 @@ def _value_fault(text: str, outer: str, parser: argparse.ArgumentParser | None, 
         return f"unknown class {name!r}.{hint}"
     if text.startswith("Expected a "):
         types = re.search(r"Subtypes: \[(.*)\]\n", outer)
-        value = re.search(r"G(?:iven|ot) value: (.*)", outer) or re.search(r"Got value: (.*)", text)
+        value = re.search(r"(?:Given|Got) value: (.*)", outer) or re.search(r"Got value: (.*)", text)
         wanted = types.group(1) if types else re.sub(r"^Expected an? |\. Got value.*", "", text)
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", wanted).replace("NoneType", "null")
         wanted = re.sub(r"Literal\[(.*?)\]", r"\1", wanted)

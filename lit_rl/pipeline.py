@@ -172,6 +172,9 @@ def main(args: list[str], check_arguments: Callable[[list[str]], None]) -> None:
         args: the command line behind ``pipeline``.
         check_arguments: raises where a stage's command line is wrong.
     """
+    if "--help" in args or "-h" in args:
+        print(__doc__)
+        return
     if len(args) not in (1, 3) or (len(args) == 3 and args[1] != "--folder"):
         raise ValueError("write `lit-rl pipeline FILE` or `lit-rl pipeline FILE --folder DIR`.")
     root, stages = load_stages(args[0], Path(args[2]) if len(args) == 3 else None)

@@ -154,7 +154,7 @@ class Rollouts:
         first = torch.full_like(counts, len(self)).scatter_reduce(0, group, place, "amin")
         rows, order = first.sort()
         merged = self._rows(rows, self.prompts)
-        merged.copies = counts[order].float()
+        merged.copies = torch.zeros_like(self.copies[: len(counts)]).index_add(0, group, self.copies)[order]
         return merged
 
     def _rows(self, rows: Tensor, prompts: PromptBatch) -> Rollouts:

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_spec
 from torch import Tensor, nn
 
-from lit_rl.loading import LoRASpec, load_tokenizer
+from lit_rl.loading import LoRASpec, end_tokens, load_tokenizer
 from lit_rl.policy import Policy
 from lit_rl.reference import Reference
 from lit_rl.rollouts import Rollouts, Support
@@ -28,7 +28,7 @@ MODELS: dict[str, tuple[float, dict]] = {
         {"config": {"head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}},
     ),
     # Weights in float32: its own mask overflows to NaN in float64, and it has no sdpa.
-    "bloom": (2e-5, {"attention": "eager", "dtype": "float32"}),
+    "bloom": (5e-6, {"attention": "eager", "dtype": "float32"}),
     "lfm2": (1e-6, {"config": {"layer_types": ["conv", "full_attention"]}}),
 }
 
@@ -278,7 +278,7 @@ def test_an_adapter_has_the_gradient_of_plain_rows():
     adapted.double()
     rollouts = ragged(adapted)
     shared = gradients(adapted, adapted.score(rollouts).logprobs)
-    assert_same_gradients(shared, gradients(adapted, row_by_row(adapted, rollouts)), 1e-5)
+    assert_same_gradients(shared, gradients(adapted, row_by_row(adapted, rollouts)), 2e-6)
 
 
 def test_the_reference_of_an_adapter_is_the_base_without_a_copy():
@@ -338,3 +338,13 @@ def test_logits_are_the_models_own(model_type, config):
     policy = tiny_policy(model_type, config=config, dtype="float32", attention="eager")
     rollouts = ragged(policy)
     assert distance(policy.score(rollouts).logprobs, row_by_row(policy, rollouts)) <= 1e-5
+
+
+# --- end tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("named", "ends"), [(None, [2]), (2, [2]), (9, [2, 9]), ([9, 2, 7], [2, 7, 9])])
+def test_every_end_token_of_model_and_tokenizer_counts(named, ends):
+    policy = tiny_policy("gpt2")
+    policy.causal_lm.generation_config.eos_token_id = named
+    assert end_tokens(policy.causal_lm, load_tokenizer(policy.spec)) == ends

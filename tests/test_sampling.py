@@ -218,6 +218,10 @@ def test_a_uniform_number_picks_the_token_whose_share_it_falls_into():
     assert invert(chances, torch.tensor([0.0, 0.2, 0.25, 0.7, 0.75])).tolist() == [0, 0, 1, 1, 2]
 
 
+def test_a_uniform_number_that_was_rounded_up_to_one_picks_the_last_token_with_probability():
+    assert invert(torch.tensor([[0.25, 0.75, 0.0]]), torch.tensor([1.0])).tolist() == [1]
+
+
 LAST = 1 - 2**-24  # the largest float32 below 1
 
 

@@ -209,6 +209,10 @@ def test_a_merged_row_still_continues_its_prompt():
     assert repeated().merge_duplicates().prompt_index.tolist() == [0, 0, 1]
 
 
+def test_merging_twice_still_counts_every_row():
+    assert repeated().merge_duplicates().merge_duplicates().copies.tolist() == [2.0, 1.0, 3.0]
+
+
 @pytest.mark.parametrize("field", ["advantages", "temperature", "logprobs", "ref_logprobs", "completion_ids"])
 def test_rows_that_differ_in_one_value_are_not_merged(field):
     rollouts = repeated()

@@ -17,7 +17,13 @@ def tiny_config(folder: Path, algorithm: str = "SFT", callbacks: tuple = (), **t
     model: dict = {"policy": POLICY, "evaluation": {"class_path": "Evaluation", "init_args": EVALUATION}}
     model |= {"sampler": {"max_new_tokens": 4}, "group_size": 2} if algorithm == "GRPO" else {}
     data = {"grammar": {"max_digits": 1}, "batch_size": 4, "epoch_size": 16, "val_problems": 8, "test_problems": 8}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "max_steps": 2, "val_check_interval": 2}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "max_steps": 2,
+        "val_check_interval": 2,
+    }
     return {
         "trainer": quiet | {"default_root_dir": str(folder), "callbacks": list(callbacks)} | trainer,
         "model": {"class_path": algorithm, "init_args": model},

@@ -13,6 +13,7 @@ Run: ``lit-rl fit --config grpo_arithmetic``
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -47,6 +48,8 @@ class GRPO(PolicyModule):
         epochs: passes over a rollout; 1 with one minibatch is strictly on-policy.
         minibatches: optimizer steps per pass.
         advantage_scale: what advantages are divided by: the std of the ``group``, of the ``batch``, or ``none``.
+        negative_weight: factor on negative advantages; 1 is GRPO, less lets wrong answers push the policy around less, 0
+            learns from the better half alone (as RAFT does, arXiv 2304.06767).
         clip_low: how far a token's ratio may fall below 1 before its gradient stops.
         clip_high: how far it may rise above 1 before its gradient stops.
         aggregation: average over all ``token``s, over each ``sequence`` and then over sequences, or divide by a
@@ -68,6 +71,7 @@ class GRPO(PolicyModule):
         epochs: int = 1,
         minibatches: int = 1,
         advantage_scale: AdvantageScale = "group",
+        negative_weight: float = 1.0,
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         aggregation: Aggregation = "token",
@@ -79,6 +83,7 @@ class GRPO(PolicyModule):
         self.sampler, self.reward = sampler or Sampler(), reward or Correct()
         self.group_size, self.epochs, self.minibatches = group_size, epochs, minibatches
         self.advantage_scale, self.aggregation = advantage_scale, aggregation
+        self.negative_weight = negative_weight
         self.clip_low, self.clip_high = clip_low, clip_high
         self.kl_coef, self.entropy_coef = kl_coef, entropy_coef
         self.reference: Reference | None = None
@@ -126,6 +131,9 @@ class GRPO(PolicyModule):
             rollouts.advantages = group_advantages(everyone, "batch")[own].flatten()
         else:
             rollouts.advantages = group_advantages(rewards, self.advantage_scale).flatten()
+        rollouts.advantages = torch.where(
+            rollouts.advantages < 0, rollouts.advantages * self.negative_weight, rollouts.advantages
+        )
         if self.reference and self.kl_coef:
             rollouts.ref_logprobs = self.reference.score(rollouts)
 
@@ -163,7 +171,7 @@ class GRPO(PolicyModule):
         exact = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
         if difference > (1e-3 if exact else 5e-2):
             raise ValueError(
-                f"log-probabilities of learner and sampler differ by {difference:.2g} nats a token before the first step, so every "
+                f"log-probabilities of learner and sampler differ by {difference:.2g} nats a token before the first step: every "
                 "ratio would be wrong; likely the model has randomness in train mode or does not support its cache: "
                 "try model.policy.attention eager, or another model_type."
             )
