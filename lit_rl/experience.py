@@ -60,6 +60,7 @@ class Experience(TrainingStream):
         scored = time.perf_counter()
         for callback in self._callbacks():
             rollouts = callback.on_rollout_end(trainer, module, rollouts)
+        self._check_size(len(rollouts.prompts))
         with module.forward_context(), torch.no_grad():
             module.finish_rollouts(rollouts)
         self.rollouts = rollouts
@@ -70,6 +71,15 @@ class Experience(TrainingStream):
             "time/reward": scored - sampled,
             "perf/rollout_tokens_per_second": tokens / (sampled - start),
         }
+
+    def _check_size(self, prompts: int) -> None:
+        """What callbacks leave must still divide into the plan's steps."""
+        steps, least = self.plan.minibatches, self.plan.minibatches * self.plan.accumulate
+        if prompts % steps or prompts < least:
+            raise ValueError(
+                f"callbacks left {prompts} prompts on this rank, which do not divide into {steps} minibatch(es) of at least "
+                f"{self.plan.accumulate} each; leave a multiple of {steps}, at least {least}."
+            )
 
     def sample(self, prompts: PromptBatch, round: int = 0) -> Rollouts:
         """Completions of the prompts; ``round`` tells a refill's draws from those of the rollout that it fills up."""
@@ -88,15 +98,15 @@ class Experience(TrainingStream):
         assert rollouts is not None
         size = len(rollouts.prompts) // self.plan.minibatches
         steps = [list(range(first, first + size)) for first in range(0, len(rollouts.prompts), size)]
-        counts = self._count_tokens(rollouts, steps)
+        counts = self._count(rollouts, steps)
         for epoch in range(self.plan.epochs):
             for number, prompts in enumerate(steps):
                 yield from self._cut(rollouts, prompts, counts[number], fresh=epoch == number == 0)
 
-    def _cut(self, rollouts: Rollouts, prompts: list[int], num_tokens: int, fresh: bool) -> Iterator[MicroBatch]:
+    def _cut(self, rollouts: Rollouts, prompts: list[int], counts: list[int], fresh: bool) -> Iterator[MicroBatch]:
         """The micro-batches of one optimizer step: whole groups, balanced by tokens."""
         plan, module = self.plan, self.module
-        num_sequences = plan.prompts // plan.minibatches * plan.group_size
+        num_tokens, num_sequences = counts
         useful = self._useful(rollouts, prompts)
         tokens = rollouts.prompts.mask.sum(1) + rollouts.lengths.view(-1, plan.group_size).sum(1)
         parts = balanced_parts(tokens[useful].tolist(), plan.accumulate)
@@ -119,11 +129,13 @@ class Experience(TrainingStream):
         fill = [prompt for prompt in prompts if not signal[prompt]]
         return useful + fill[: max(0, self.plan.accumulate - len(useful))]
 
-    def _count_tokens(self, rollouts: Rollouts, steps: list[list[int]]) -> list[int]:
-        """Sampled tokens of each minibatch over all ranks."""
+    def _count(self, rollouts: Rollouts, steps: list[list[int]]) -> list[list[int]]:
+        """Sampled tokens and sequences of each minibatch over all ranks."""
         per_prompt = rollouts.lengths.view(-1, self.plan.group_size).sum(1)
-        counts = torch.stack([per_prompt[prompts].sum() for prompts in steps])
-        return self.module.sum_over_ranks(counts).tolist()
+        counts = [
+            torch.stack([per_prompt[rows].sum(), per_prompt.new_tensor(len(rows) * self.plan.group_size)]) for rows in steps
+        ]
+        return self.module.sum_over_ranks(torch.stack(counts)).tolist()
 
     def _callbacks(self) -> list[RolloutCallback]:
         return [callback for callback in self.module.trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedTokenizerBase
 
+from lit_rl.loading import is_adapter
 from lit_rl.policy import Policy
 
 
@@ -25,8 +26,8 @@ def whole_weights(policy: Policy) -> dict[str, Tensor]:
 def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor]) -> None:
     """Write model and tokenizer; the folder is replaced as a whole or not at all.
 
-    An adapter on a base with a name or folder is saved as an adapter; one on a base from scratch is merged, since
-    nothing could open it alone.
+    An adapter is saved as one where its base can be opened by name or folder; on a base from scratch, or one that had
+    merged an earlier adapter, it is merged, since nothing could open it alone.
 
     Args:
         policy: the policy.
@@ -35,14 +36,17 @@ def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Pa
         weights: from `whole_weights`.
     """
     new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
-    new.mkdir(parents=True)
-    if policy.spec.lora and policy.spec.pretrained is None:
-        merged = _merged(policy, weights)
-        merged.save_pretrained(new)
-    else:
-        policy.model.save_pretrained(new, state_dict=weights)
-    tokenizer.save_pretrained(new)
-    replace_folder(new, folder)
+    base = policy.spec.pretrained
+    try:
+        new.mkdir(parents=True)
+        if policy.spec.lora and (base is None or is_adapter(base)):
+            _merged(policy, weights).save_pretrained(new)
+        else:
+            policy.model.save_pretrained(new, state_dict=dict(weights))  # it empties the dict that it is given
+        tokenizer.save_pretrained(new)
+        replace_folder(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def replace_folder(new: Path, folder: Path) -> None:

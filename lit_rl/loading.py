@@ -57,8 +57,8 @@ class PolicySpec:
     """A Hugging Face name or folder, or ``arithmetic``; default: the one beside ``pretrained``."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of the weights. Keep float32 and let ``trainer.precision`` choose what to compute in."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
+    """Attention implementation of transformers; none: the best that the model type has."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time; prompts are then run per row."""
     lora: LoRASpec | None = None
@@ -89,7 +89,7 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     key = "tokenizer" if spec.tokenizer else "pretrained"
     _refuse_missing_folder(source, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     except (OSError, ValueError) as error:
         raise ValueError(f"model.policy.{key}: no tokenizer at {source!r}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -97,7 +97,6 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # Only fills up rows: masks come from lengths, so sharing an id with the end token is harmless.
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
     return tokenizer
 
 
@@ -124,6 +123,11 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted({*ids, tokenizer.eos_token_id})
 
 
+def is_adapter(source: str) -> bool:
+    """Whether the folder holds a peft adapter and no whole model."""
+    return (Path(source) / "adapter_config.json").is_file()
+
+
 def _from_scratch(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
     options: dict[str, Any] = {"vocab_size": len(tokenizer)} | SIZES.get(spec.size or "", {}) | (spec.config or {})
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
@@ -140,12 +144,12 @@ def _pretrained(spec: PolicySpec, dtype: torch.dtype) -> PreTrainedModel:
     _refuse_missing_folder(source, "pretrained")
     options = {"dtype": dtype, "attn_implementation": spec.attention}
     try:
-        adapter = Path(source) / "adapter_config.json"
-        if not adapter.is_file():
+        if not is_adapter(source):
             return AutoModelForCausalLM.from_pretrained(source, **options)
         from peft import PeftModel
 
-        base = AutoModelForCausalLM.from_pretrained(json.loads(adapter.read_text())["base_model_name_or_path"], **options)
+        adapter = json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
+        base = AutoModelForCausalLM.from_pretrained(adapter["base_model_name_or_path"], **options)
         return PeftModel.from_pretrained(base, source).merge_and_unload()
     except (OSError, ValueError) as error:
         raise ValueError(f"model.policy.pretrained: cannot open {source!r}: {_first_line(error)}") from error

@@ -9,19 +9,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_rl.checks import check_equal_work, check_intervals, check_same_model, check_trainer
 from lit_rl.evaluation import Evaluation
 from lit_rl.loading import PolicySpec, load_tokenizer
 from lit_rl.plan import BatchPlan
 from lit_rl.policy import Policy
+from lit_rl.policy_check import check_policy
 from lit_rl.randomness import generator_state, seeded, set_generator_state
 from lit_rl.rollouts import Rollouts
 from lit_rl.schedule import Schedule
@@ -88,6 +88,9 @@ class PolicyModule(pl.LightningModule):
             return
         with seeded(self.seed):
             self.policy = Policy(self.policy_spec, self.tokenizer)
+        check_policy(self.policy)
+        if not self.policy.shares_prompts:
+            rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
         self.configure_policy()
         if self.device_mesh is not None:
             for policy in self.policies():
@@ -116,44 +119,17 @@ class PolicyModule(pl.LightningModule):
             table.add_row(*row)
         Console().print(table)
 
-    # --- at the door ---------------------------------------------------------------------------------------------
-
     def setup(self, stage: str) -> None:
-        trainer = self.trainer
-        if isinstance(trainer.strategy, FSDPStrategy):
-            raise ValueError("trainer.strategy fsdp cannot clip gradients by norm; write --trainer.strategy fsdp2.")
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError(
-                "GradientAccumulationScheduler changes the batch plan while it runs; "
-                "remove it and set trainer.accumulate_grad_batches."
-            )
-        if stage == "fit" and trainer.datamodule is not None:  # type: ignore[attr-defined]
-            self._print_plan(self.batch_plan(trainer.datamodule.batch_size))  # type: ignore[attr-defined]
-
-        if self.policy_spec.gather == "layer" and trainer.world_size > 1 and trainer.datamodule is not None:  # type: ignore[attr-defined]
-            problems = len(trainer.datamodule.val_set)  # type: ignore[attr-defined]
-            if problems % trainer.world_size:
-                raise ValueError(
-                    f"model.policy.gather layer needs equal work on every rank, but {problems} validation problems "
-                    f"do not divide over {trainer.world_size} ranks."
-                )
+        check_trainer(self.trainer)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and stage == "fit":
+            self._print_plan(self.batch_plan(data.batch_size))
+        if data is not None and self.policy_spec.gather == "layer":
+            check_equal_work(len(data.val_set), self.trainer.world_size)
 
     def on_train_start(self) -> None:
         assert self._stream is not None
-        micro, trainer = self._stream.plan.micro_batches, self.trainer
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        counts = {
-            "trainer.limit_train_batches": trainer.num_training_batches,
-            "trainer.val_check_interval": trainer.val_check_batch if trainer.enable_validation else micro,
-        }
-        for name, count in counts.items():
-            if count not in (None, float("inf")) and count % micro:
-                below = int(count // micro * micro) or micro
-                raise ValueError(
-                    f"{name} comes to {count} micro-batches, but a batch of prompts becomes {micro}; "
-                    f"write a multiple of it, for example {below} or {below + micro}."
-                )
+        check_intervals(self.trainer, self._stream.plan.micro_batches)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -275,7 +251,7 @@ class PolicyModule(pl.LightningModule):
         checkpoint["stream"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._refuse_other_model(checkpoint.get("state_dict") or {})
+        check_same_model(self.state_dict(), checkpoint.get("state_dict") or {})
         states = checkpoint.get("stream")
         if states is None or not self.trainer.training:
             return
@@ -285,16 +261,3 @@ class PolicyModule(pl.LightningModule):
                 "resume with as many, or start a new run from the exported model."
             )
         self._stream_state = states[self.trainer.global_rank]
-
-    def _refuse_other_model(self, saved: dict[str, Tensor]) -> None:
-        own = self.state_dict()
-        if not saved or not own:
-            return
-        for name in [*own, *saved]:
-            here, there = own.get(name), saved.get(name)
-            if here is None or there is None or here.shape != there.shape:
-                shapes = [None if value is None else tuple(value.shape) for value in (there, here)]
-                raise ValueError(
-                    f"the checkpoint is of another model: {name} is {shapes[0] or 'missing'} there and "
-                    f"{shapes[1] or 'missing'} here; set model.policy as it was when the checkpoint was written."
-                )

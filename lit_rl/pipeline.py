@@ -56,12 +56,19 @@ class Stage:
             "folder": str(self.folder),
             "export": str(self.folder / "export"),
             "checkpoint": str(last or self.folder / "last.ckpt"),
+            "duration": _as_max_time(self.report.get("seconds", 1.0)),
         }
 
     @property
     def status(self) -> dict[str, Any]:
         """What is known of its last run."""
         file = self.folder / "stage.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What its run reported (`Improvement`)."""
+        file = self.folder / "report.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def command(self, earlier: list[Stage]) -> list[str]:
@@ -74,6 +81,13 @@ class Stage:
             text = value if isinstance(value, str) else json.dumps(value)
             args += [f"--{key}", _fill_in(text, earlier)]
         return args
+
+
+def _as_max_time(seconds: float) -> str:
+    """How ``trainer.max_time`` writes it: days, hours, minutes and seconds."""
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours // 24:02d}:{hours % 24:02d}:{minutes:02d}:{rest:02d}"
 
 
 def load_stages(file: str, folder: Path | None = None) -> tuple[Path, list[Stage]]:
@@ -161,8 +175,7 @@ def stage_report(stage: Stage) -> dict[str, Any]:
     report["process_seconds"] = stage.status.get("process_seconds")
     if stage.run in ("validate", "test"):
         report["figures"] = {name: points[-1][1] for name, points in read_curve(stage.folder).items()}
-    file = stage.folder / "report.json"
-    return report | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    return report | stage.report
 
 
 def main(args: list[str], check_arguments: Callable[[list[str]], None]) -> None:

@@ -34,11 +34,16 @@ class Policy(nn.Module):
     def __init__(self, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.model: Any = load_model(spec, tokenizer)
+        self.model.train()  # transformers hands out pretrained models in eval mode
         self.spec = spec
         causal_lm = self.causal_lm
         self.end_tokens = end_tokens(causal_lm, tokenizer)
         self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]
         self._takes_positions = "position_ids" in inspect.signature(causal_lm.get_decoder().forward).parameters
+
+        # Linear attention writes its state in place, which the backward pass of a shared prompt cannot follow.
+        linear = "linear_attention" in (getattr(causal_lm.config, "layer_types", None) or ())
+        self.shares_prompts = not spec.gradient_checkpointing and not linear
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -89,7 +94,7 @@ class Policy(nn.Module):
 
         Values behind a row's length are 0.
         """
-        hidden = self._whole_rows(rollouts) if self.spec.gradient_checkpointing else self._shared_prompts(rollouts)
+        hidden = self._shared_prompts(rollouts) if self.shares_prompts else self._whole_rows(rollouts)
         mask = rollouts.mask
         support = rollouts.support
         scores = score_tokens(

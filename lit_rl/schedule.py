@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 
 @dataclass
@@ -28,6 +27,8 @@ class Schedule:
         Raises:
             ValueError: for an unknown name, or one that needs the run's length where that is unknown.
         """
+        from transformers import get_scheduler  # seconds of import, which only training needs
+
         if max_steps < 0 and not self.name.startswith("constant"):
             raise ValueError(f"model.schedule {self.name!r} needs the run's length; give trainer.max_steps.")
         try:

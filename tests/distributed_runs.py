@@ -1,6 +1,6 @@
 """Runs of a few optimizer steps that one and two processes must agree on; started by `test_distributed.py`.
 
-    python distributed_runs.py STRATEGY DEVICES FILE
+python distributed_runs.py STRATEGY DEVICES FILE
 """
 
 import functools

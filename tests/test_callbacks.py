@@ -122,7 +122,6 @@ def test_an_export_that_fails_leaves_the_older_one_whole(exported, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.xfail(strict=True, reason="a failed export leaves its unfinished folder behind")
 def test_an_export_that_fails_leaves_nothing_unfinished(exported, tmp_path):
     module, _ = exported
     (tmp_path / "file").write_text("")
@@ -172,7 +171,6 @@ def test_the_next_run_opens_an_adapter(adapter):
     torch.testing.assert_close(logits(model), logits(module.policy.model), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="the exported adapter names the first adapter's base, without the first adapter")
 def test_an_adapter_on_an_adapter_opens_with_equal_logits(adapter, tmp_path):
     module = sft(PolicySpec(pretrained=str(adapter[1]), lora=LORA))
     fit(tmp_path, module, HFExport(), max_steps=3)
@@ -385,7 +383,6 @@ def test_a_callback_may_drop_prompts(tmp_path, when):
     assert max(len(texts) for texts in prompts.values()) <= 6  # of a batch of 8
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="the stream cuts a third minibatch of the odd prompt")
 def test_a_callback_that_leaves_a_number_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match="5 prompts"):
         fit(tmp_path, grpo(minibatches=2, kl_coef=0.1), Keep(5, "end"))

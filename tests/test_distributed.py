@@ -21,7 +21,9 @@ def launch(strategy: str, file: Path) -> dict:
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(HERE)}
     command = [sys.executable, str(HERE / "distributed_runs.py"), strategy, "2", str(file)]
     processes = [
-        subprocess.Popen(command, env={**environment, "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            command, env={**environment, "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in range(2)
     ]
     output = [process.communicate(timeout=300)[0].decode() for process in processes]

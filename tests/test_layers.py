@@ -10,8 +10,8 @@ LAYERS = [
     {"types", "files", "randomness"},
     {"tasks", "rollouts", "advantages", "losses", "logprobs", "plan"},
     {"rewards", "metrics", "curves", "schedule"},
-    {"loading", "policy", "sampling", "reference", "strategy", "evaluation"},
-    {"hooks", "module", "stream", "supervised", "experience", "export"},
+    {"loading", "policy", "policy_check", "sampling", "reference", "strategy", "evaluation"},
+    {"hooks", "checks", "module", "stream", "supervised", "experience", "export"},
     {"algorithms"},
     {"arguments", "cli", "pipeline", "__main__"},
 ]

@@ -41,6 +41,7 @@ def character_tokenizer(characters: str, special: Sequence[str] = ()) -> PreTrai
         eos_token="<eos>",
         extra_special_tokens=list(special),
         clean_up_tokenization_spaces=False,
+        padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
     )
 

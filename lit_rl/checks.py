@@ -1,0 +1,57 @@
+"""What a run refuses before its first step, each in one line that says what to write instead."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Refuse what cannot work with training streams or with clipping by norm."""
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise ValueError("trainer.strategy fsdp cannot clip gradients by norm; write --trainer.strategy fsdp2.")
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "GradientAccumulationScheduler changes the batch plan while it runs; "
+            "remove it and set trainer.accumulate_grad_batches."
+        )
+
+
+def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
+    """Refuse an epoch or a validation that would cut through what one batch of prompts becomes."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    counts = {
+        "trainer.limit_train_batches": trainer.num_training_batches,
+        "trainer.val_check_interval": trainer.val_check_batch if trainer.enable_validation else micro_batches,
+    }
+    for name, count in counts.items():
+        if count not in (None, float("inf")) and count % micro_batches:
+            below = int(count // micro_batches * micro_batches) or micro_batches
+            raise ValueError(
+                f"{name} comes to {count} micro-batches, but a batch of prompts becomes {micro_batches}; "
+                f"write a multiple of it, for example {below} or {below + micro_batches}."
+            )
+
+
+def check_equal_work(problems: int, ranks: int) -> None:
+    """Refuse validation problems that ranks cannot share equally, where each forward is a step of all of them."""
+    if problems % ranks:
+        raise ValueError(
+            f"model.policy.gather layer needs equal work on every rank, but {problems} validation problems "
+            f"do not divide over {ranks} ranks."
+        )
+
+
+def check_same_model(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Refuse the weights of another model; without weights on either side there is nothing to compare."""
+    for name in [*own, *saved] if own and saved else []:
+        here, there = own.get(name), saved.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            shapes = ["missing" if value is None else str(tuple(value.shape)) for value in (there, here)]
+            raise ValueError(
+                f"the checkpoint is of another model: {name} is {shapes[0]} there and {shapes[1]} here; "
+                "set model.policy as it was when the checkpoint was written."
+            )

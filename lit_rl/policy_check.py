@@ -1,0 +1,49 @@
+"""Does this model type do what a policy needs? Asked once, before anything is trained on a wrong answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_rl.policy import Policy
+from lit_rl.types import PromptBatch
+
+
+@torch.no_grad()
+def check_policy(policy: Policy) -> None:
+    """Compare the policy's logits with the model's own, for two rows of unequal length and after one more token.
+
+    Raises:
+        ValueError: where left padding, the cache or the head of this model type work otherwise than expected. Sampler and
+            learner would agree with each other, and train another model than the one that is exported.
+    """
+    model_type = policy.causal_lm.config.model_type
+    training = policy.training
+    policy.eval()
+    try:
+        off = _largest_difference(policy)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"model_type {model_type!r} cannot be a policy as configured: {type(error).__name__}: {reason}"
+        ) from error
+    policy.train(training)
+    if not off < (1e-3 if policy.spec.dtype in ("float32", "float64") else 0.1):
+        raise ValueError(
+            f"model_type {model_type!r} cannot be a policy as configured: its logits with left padding and a cache, through "
+            f"decoder and head, differ from the model's own by {off:.2g} of their size."
+        )
+
+
+def _largest_difference(policy: Policy) -> float:
+    device = next(policy.parameters()).device
+    ids = torch.arange(6, device=device).view(2, 3) % policy.vocabulary
+    mask = torch.tensor([[True, True, True], [False, True, True]], device=device)
+    tokens = ids[:, 0]
+    prompt_logits, cache = policy.prefill(PromptBatch(ids, mask, [], []))
+    longer = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    token_logits = policy.decode(tokens, longer, mask.sum(1), cache)
+    own = torch.stack([prompt_logits, token_logits], dim=1)  # (2, 2, V)
+    rows = [torch.cat([row[keep], token[None]]) for row, keep, token in zip(ids, mask, tokens, strict=True)]
+    model: Tensor = torch.stack([policy.model(input_ids=row[None]).logits[0, -2:] for row in rows])
+    return float((own - model).abs().max() / model.abs().max().clamp(min=1e-6))
