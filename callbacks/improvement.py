@@ -15,7 +15,7 @@ from lit_rl.files import write_text
 
 
 class Improvement(Callback):
-    """Print a baseline before the first step and the improvement at the end, and write both to ``report.json``.
+    """Print a baseline before the first step, every evaluation and the improvement at the end; write ``report.json``.
 
     The baseline is the sanity check over the whole validation set (``trainer.num_sanity_val_steps: -1``), which every
     logger gets at step 0.
@@ -43,6 +43,7 @@ class Improvement(Callback):
         figures = self._figures(trainer)
         if not trainer.sanity_checking:
             self.after = figures
+            rank_zero_info(f"Evaluation: {_line(figures)}")
             return
         self.before = figures
         rank_zero_info(f"Baseline: {_line(figures)}")

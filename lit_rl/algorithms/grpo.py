@@ -171,7 +171,7 @@ class GRPO(PolicyModule):
         exact = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
         if difference > (1e-3 if exact else 5e-2):
             raise ValueError(
-                f"log-probabilities of learner and sampler differ by {difference:.2g} nats a token before the first step: every "
+                f"log-probabilities of learner and sampler differ by {difference:.2g} nats a token before any step; every "
                 "ratio would be wrong; likely the model has randomness in train mode or does not support its cache: "
                 "try model.policy.attention eager, or another model_type."
             )
