@@ -30,12 +30,11 @@ class HFExport(Callback):
         self._export(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._export(trainer, module)
+        self._export(trainer, module)
 
     def _export(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, PolicyModule)
-        if self._exported == trainer.global_step:
+        if self._exported == trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._exported = trainer.global_step
         weights = whole_weights(module.policy)  # on every rank: sharded weights are gathered

@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
@@ -126,6 +127,9 @@ class CLI(LightningCLI):
             root = config.get("default_root_dir") or "."
             extra: list[Logger] = named if isinstance(named, list) else [named] if isinstance(named, Logger) else []
             kwargs["logger"] = [CSVLogger(root, name="logs"), *extra]
+        if config.get("fast_dev_run"):
+            # Lightning's saves one all the same, which would pass for the last checkpoint of the real run.
+            kwargs["callbacks"] = [each for each in config.get("callbacks") or [] if not isinstance(each, ModelCheckpoint)]
         return super().instantiate_trainer(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:

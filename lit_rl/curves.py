@@ -47,7 +47,7 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
                 axis.fill_between(steps, *([bound[step] for step in steps] for bound in bounds), alpha=0.2)
         axis.set(title=name, xlabel="optimizer step", ylim=(0, 1))
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower right")
+        axis.legend()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -17,7 +17,7 @@ SIZES: dict[str, dict[str, int]] = {
     name: {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "num_hidden_layers": layers}
     for name, width, heads, layers in [
         ("tiny", 32, 2, 2),
-        ("small", 64, 4, 2),
+        ("small", 64, 4, 4),
         ("medium", 512, 8, 8),
         ("large", 768, 8, 8),
     ]
@@ -52,7 +52,7 @@ class PolicySpec:
     config: dict[str, Any] | None = None
     """A model from scratch: ``model_type`` and any option of that type's config, e.g. {model_type: llama, hidden_size: 128}."""
     size: Literal["tiny", "small", "medium", "large"] | None = None
-    """Width, heads and depth for ``config``: 32/2/2, 64/4/2, 512/8/8, 768/8/8. What ``config`` names itself wins."""
+    """Width, heads and depth for ``config``: 32/2/2, 64/4/4, 512/8/8, 768/8/8. What ``config`` names itself wins."""
     tokenizer: str | None = None
     """A Hugging Face name or folder, or ``arithmetic``; default: the one beside ``pretrained``."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"

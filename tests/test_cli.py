@@ -406,3 +406,11 @@ def test_evaluating_the_last_of_no_checkpoints_is_refused(sft):
     assert refusal("test", "--config", sft, "--ckpt_path", "last").endswith(
         "there is no last.ckpt below trainer.default_root_dir."
     )
+
+
+def test_a_debug_run_leaves_no_checkpoint_and_no_export(tmp_path):
+    saver = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
+    file = write_yaml(tmp_path / "run.yaml", tiny_config(tmp_path / "out", callbacks=(saver, "HFExport")))
+    lit_rl("fit", "--config", file, "--trainer.fast_dev_run", "true")
+    assert not list((tmp_path / "out").glob("**/*.ckpt"))
+    assert not (tmp_path / "out" / "export").exists()

@@ -29,7 +29,9 @@ def kill_on_the_way(file: str, folder: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if list(folder.glob("logs/*/checkpoints/*step=[5-9]*.ckpt")) or list(folder.glob("logs/*/checkpoints/*step=[1-9][0-9]*")):
+        if list(folder.glob("logs/*/checkpoints/*step=[5-9]*.ckpt")) or list(
+            folder.glob("logs/*/checkpoints/*step=[1-9][0-9]*")
+        ):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.005)

@@ -63,12 +63,13 @@ def grpo(start, folder, *callbacks):
     module = GRPO(
         PolicySpec(pretrained=str(start)),
         Sampler(max_new_tokens=6),
-        optimizer=adamw(1e-3),
-        schedule=Schedule(warmup_steps=5),
+        optimizer=functools.partial(torch.optim.AdamW, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0),
+        schedule=Schedule("cosine", warmup_steps=10),
         evaluation=Evaluation(max_new_tokens=6),
         group_size=8,
+        negative_weight=0.1,
     )
-    return fit(module, folder, 60, 64, *callbacks)
+    return fit(module, folder, 200, 64, *callbacks)
 
 
 def test_sft_learns_from_nothing(supervised):

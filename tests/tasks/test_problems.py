@@ -85,7 +85,7 @@ def test_items_do_not_depend_on_what_was_drawn_before():
 
 
 def test_index_past_the_size_is_a_problem():
-    assert ArithmeticProblems(Grammar(), 5, 0)[10**12].index == 10**12
+    assert ArithmeticProblems(Grammar(), 5, 0)[10**12].number == 10**12
 
 
 def test_negative_index_is_refused():
@@ -96,7 +96,7 @@ def test_negative_index_is_refused():
 def test_iteration_ends_at_the_size():
     problems = ArithmeticProblems(Grammar(), 5, 0)
     assert len(problems) == 5
-    assert [sample.index for sample in problems] == [0, 1, 2, 3, 4]
+    assert [sample.number for sample in problems] == [0, 1, 2, 3, 4]
 
 
 def test_seeds_give_different_problems():
@@ -132,7 +132,7 @@ def test_two_held_out_sets_share_no_problem():
 def test_held_out_set_is_fixed_by_its_seed():
     samples, keys = held_out_problems(LOOSE, 50, 3, "little", "steps")
     assert (samples, keys) == held_out_problems(LOOSE, 50, 3, "little", "steps")
-    assert [sample.index for sample in samples] == list(range(50))
+    assert [sample.number for sample in samples] == list(range(50))
 
 
 def test_grammar_too_small_for_the_held_out_set():
