@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_rl.files import write_text
 
@@ -55,7 +55,10 @@ class Improvement(Callback):
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.before is None or self.after is None or not trainer.is_global_zero:
+        if self.before is None or not trainer.is_global_zero:
+            return
+        if self.after is None:
+            rank_zero_warn("Improvement: no evaluation followed the baseline; lower trainer.val_check_interval.")
             return
         gain = self.after["value"] - self.before["value"]
         rank_zero_info(f"Final: {_line(self.after)}\nImprovement: {100 * gain:+.1f} points")

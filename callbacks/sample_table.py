@@ -15,7 +15,9 @@ from lit_rl.stream import MicroBatch
 
 
 class SampleTable(Callback):
-    """Append some completions of the current rollout to ``samples.jsonl``, and to W&B as a table where it is a logger.
+    """Append completions that are being learned from to ``samples.jsonl``, and to W&B as a table where it is a logger.
+
+    Groups without signal are not among them where the loss leaves them out; equal completions stand once, with ``copies``.
 
     Args:
         every_n_steps: optimizer steps between two entries.
@@ -48,6 +50,7 @@ def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
         "advantage": rollouts.advantages,
         "truncated": rollouts.truncated,
         "length": rollouts.lengths,
+        "copies": rollouts.copies,
     }
     values = {name: column.tolist() for name, column in columns.items()}
     entries = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -81,6 +82,15 @@ class EpochSampler(DistributedSampler):
         return batches[shuffled].flatten()
 
 
+def collate(tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> PromptBatch:
+    """Tokenize samples into a batch; completions get the end token."""
+    prompts = tokenizer([sample.prompt for sample in samples], add_special_tokens=False)["input_ids"]
+    completions = tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    ended = [[*ids, end] if sample.completion else [] for ids, sample in zip(completions, samples, strict=True)]
+    return PromptBatch.pad(prompts, ended, samples, tokenizer.pad_token_id)
+
+
 class PromptDataModule(pl.LightningDataModule):
     """A source of samples for any algorithm. Subclasses set ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
 
@@ -126,7 +136,7 @@ class PromptDataModule(pl.LightningDataModule):
             batch_size=size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=self.collate,
+            collate_fn=partial(collate, self.tokenizer),
             drop_last=True,
             # Its own generator: creating an iterator would otherwise move the global one.
             generator=torch.Generator().manual_seed(self.seed),
@@ -142,15 +152,6 @@ class PromptDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.test_set)
 
-    def collate(self, samples: list[Sample]) -> PromptBatch:
-        """Tokenize; completions get the end token."""
-        tokenizer = self.tokenizer
-        prompts = tokenizer([sample.prompt for sample in samples], add_special_tokens=False)["input_ids"]
-        completions = tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]
-        end = tokenizer.eos_token_id
-        ended = [[*ids, end] if sample.completion else [] for ids, sample in zip(completions, samples, strict=True)]
-        return PromptBatch.pad(prompts, ended, samples, tokenizer.pad_token_id)
-
     def _evaluation_loader(self, samples: Sequence[Sample]) -> DataLoader:
         trainer = self._trainer()
         # No repeats: every rank answers its own problems, and none is counted twice.
@@ -161,7 +162,7 @@ class PromptDataModule(pl.LightningDataModule):
             samples,  # type: ignore[arg-type]
             batch_size=self.eval_batch_size,
             sampler=sampler,
-            collate_fn=self.collate,
+            collate_fn=partial(collate, self.tokenizer),
             generator=torch.Generator().manual_seed(self.seed),
         )
 

@@ -40,7 +40,7 @@ def check_equal_work(problems: int, ranks: int) -> None:
     """Refuse validation problems that ranks cannot share equally, where each forward is a step of all of them."""
     if problems % ranks:
         raise ValueError(
-            f"model.policy.gather layer needs equal work on every rank, but {problems} validation problems "
+            f"model.policy.gather layer needs equal work on every rank, but {problems} problems "
             f"do not divide over {ranks} ranks."
         )
 

@@ -67,7 +67,7 @@ class Evaluation(nn.Module):
         votes = [majority(answers[first : first + size]) for first in range(0, len(answers), size)]
         voted = [self.correct.is_right(vote, sample) for vote, sample in zip(votes, samples, strict=True)]
         for k in {1, size}:
-            self._add(f"pass@{k}", torch.tensor([pass_at_k(size, count, k) for count in right]))
+            self._add(f"pass@{k}", torch.tensor([pass_at_k(size, count, k) for count in right], dtype=torch.float64))
         self._add(f"maj@{size}", torch.tensor(voted))
 
     def _generate(self, module: PolicyModule, sampler: Sampler, prompts: PromptBatch, size: int) -> Rollouts:

@@ -61,8 +61,7 @@ class Experience(TrainingStream):
         for callback in self._callbacks():
             rollouts = callback.on_rollout_end(trainer, module, rollouts)
         self._check_size(len(rollouts.prompts))
-        with module.forward_context(), torch.no_grad():
-            module.finish_rollouts(rollouts)
+        module.finish_rollouts(rollouts)
         self.rollouts = rollouts
         self.number += 1
         tokens = int(rollouts.lengths.sum()) * self.plan.ranks
@@ -124,7 +123,7 @@ class Experience(TrainingStream):
         """The prompts whose rows have a gradient; at least one for each micro-batch, since every rank runs them all."""
         if not self.module.skips_zero_advantages:
             return prompts
-        signal = (rollouts.advantages != 0).view(-1, self.plan.group_size).any(1)
+        signal = (rollouts.advantages != 0).view(-1, self.plan.group_size).any(1).tolist()
         useful = [prompt for prompt in prompts if signal[prompt]]
         fill = [prompt for prompt in prompts if not signal[prompt]]
         return useful + fill[: max(0, self.plan.accumulate - len(useful))]

@@ -1,7 +1,7 @@
 """Log-probability and entropy of given tokens, without ever holding all logits.
 
-The head is applied to a few thousand token positions at a time and recomputed in the backward pass, so that peak memory
-grows with ``chunk x vocabulary`` and never with ``tokens x vocabulary``.
+The head is applied to as many token positions at a time as fit a fixed count of logits, and recomputed in the backward
+pass, so that peak memory grows with ``chunk x vocabulary`` and never with ``tokens x vocabulary``.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def score_tokens(
     temperature: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
     entropy_grad: bool = False,
+    details: bool = True,
 ) -> TokenScores:
     """Score M tokens from the hidden states that predict them.
 
@@ -86,6 +87,7 @@ def score_tokens(
         temperature: (M), None for 1.
         kept: flat ids (K) and counts (M) of the tokens to renormalise on, None for all.
         entropy_grad: whether the entropy carries gradient.
+        details: whether entropies and hits are wanted at all; without it they are zeros, and two passes over the logits less.
 
     Returns:
         Scores of M tokens in float32 (float64 for a float64 model).
@@ -94,6 +96,8 @@ def score_tokens(
     def chunk_scores(rows: Tensor, tokens: Tensor, heat: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
         logp = distribution(head(rows), heat, mask)
         picked = logp.gather(1, tokens[:, None])[:, 0]
+        if not (details or entropy_grad):
+            return picked, torch.zeros_like(picked), torch.zeros_like(tokens, dtype=torch.bool)
         spread = entropy(logp if entropy_grad else logp.detach())
         return picked, spread, logp.detach().argmax(1) == tokens
 

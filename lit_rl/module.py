@@ -88,7 +88,8 @@ class PolicyModule(pl.LightningModule):
             return
         with seeded(self.seed):
             self.policy = Policy(self.policy_spec, self.tokenizer)
-        check_policy(self.policy)
+        if self.policy_spec.attention != "flash_attention_2":  # which runs on a GPU only, where the model is not yet
+            check_policy(self.policy)
         if not self.policy.shares_prompts:
             rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
         self.configure_policy()
@@ -125,7 +126,8 @@ class PolicyModule(pl.LightningModule):
         if data is not None and stage == "fit":
             self._print_plan(self.batch_plan(data.batch_size))
         if data is not None and self.policy_spec.gather == "layer":
-            check_equal_work(len(data.val_set), self.trainer.world_size)
+            problems = data.val_set if stage in ("fit", "validate") else data.test_set
+            check_equal_work(len(problems), self.trainer.world_size)
 
     def on_train_start(self) -> None:
         assert self._stream is not None
@@ -133,20 +135,26 @@ class PolicyModule(pl.LightningModule):
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    def record(self, batch: MicroBatch, sums: dict[str, Tensor]) -> None:
+    def record(
+        self, batch: MicroBatch, sums: dict[str, Tensor], ratios: dict[str, tuple[Tensor, Tensor]] | None = None
+    ) -> None:
         """Add up this micro-batch's shares of the optimizer step's figures; log them with the last one.
 
         Args:
             batch: the micro-batch.
             sums: 0-D shares; over all micro-batches and ranks they add up to the figure.
+            ratios: 0-D shares of a numerator and a denominator, whose sums are divided at the end.
         """
         if batch.first:
             self._sums, self._values = {}, dict(batch.metrics)
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
+        shares = {name: torch.stack([value.detach().double(), value.new_zeros(()).double()]) for name, value in sums.items()}
+        shares |= {name: torch.stack([value.double() for value in pair]) for name, pair in (ratios or {}).items()}
+        for name, share in shares.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(share)) + share
         if batch.last:
-            totals = self.sum_over_ranks(torch.stack([value.double() for value in self._sums.values()])).tolist()
-            values = self._values | dict(zip(self._sums, totals, strict=True))
+            totals = self.sum_over_ranks(torch.stack(list(self._sums.values()))).tolist()
+            figures = {name: top / bottom if bottom else top for name, (top, bottom) in zip(self._sums, totals, strict=True)}
+            values = self._values | figures
             shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
             self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
             rest = {name: value for name, value in values.items() if name not in shown}
@@ -164,7 +172,7 @@ class PolicyModule(pl.LightningModule):
     ) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = gradient_clip_val or torch.inf
-        by_norm = str(gradient_clip_algorithm or "norm") != "value"
+        by_norm = gradient_clip_algorithm != "value"  # Lightning passes an enum that equals its value
         norm = torch.nn.utils.clip_grad_norm_(params, limit if by_norm else torch.inf)
         if not by_norm:
             torch.nn.utils.clip_grad_value_(params, limit)

@@ -8,7 +8,7 @@ cache off, it falls back to whole rows. Logits exist only chunk by chunk (see `l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -44,6 +44,19 @@ class Policy(nn.Module):
         # Linear attention writes its state in place, which the backward pass of a shared prompt cannot follow.
         linear = "linear_attention" in (getattr(causal_lm.config, "layer_types", None) or ())
         self.shares_prompts = not spec.gradient_checkpointing and not linear
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
+        """Move and cast, but keep the precision of buffers that are no weights: in bfloat16 rotary angles drift."""
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name in module._non_persistent_buffers_set and buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer.to(module._buffers[name].device)  # type: ignore[union-attr]
+        return self
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -89,10 +102,10 @@ class Policy(nn.Module):
         hidden = self._trunk(tokens[:, None], mask, positions[:, None], cache)
         return self._logits(hidden[:, -1])
 
-    def score(self, rollouts: Rollouts, entropy_grad: bool = False) -> TokenScores:
+    def score(self, rollouts: Rollouts, entropy_grad: bool = False, details: bool = True) -> TokenScores:
         """Score the sampled tokens under this policy, at their sampling temperature and support: each (N, T).
 
-        Values behind a row's length are 0.
+        Values behind a row's length are 0; ``details`` asks for entropies and hits too.
         """
         hidden = self._shared_prompts(rollouts) if self.shares_prompts else self._whole_rows(rollouts)
         mask = rollouts.mask
@@ -105,6 +118,7 @@ class Policy(nn.Module):
             temperature=rollouts.temperature[:, None].expand(mask.shape)[mask],
             kept=None if support is None else (support.ids, support.counts[mask]),
             entropy_grad=entropy_grad,
+            details=details,
         )
         return TokenScores(*(_scatter(value, mask) for value in scores))
 

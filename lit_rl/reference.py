@@ -29,7 +29,7 @@ class Reference:
     def score(self, rollouts: Rollouts) -> Tensor:
         """(N, T) float32 log-probabilities of the sampled tokens, at their temperature and support."""
         if self.copy is not None:
-            return self.copy.score(rollouts).logprobs.float()
+            return self.copy.score(rollouts, details=False).logprobs.float()
         assert self._live is not None
         with self._live.adapter_off():
-            return self._live.score(rollouts).logprobs.float()
+            return self._live.score(rollouts, details=False).logprobs.float()

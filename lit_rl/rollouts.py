@@ -159,8 +159,8 @@ class Rollouts:
 
     def _rows(self, rows: Tensor, prompts: PromptBatch) -> Rollouts:
         width = int(self.lengths[rows].max()) if len(rows) else 0
-        picked = {name: value[rows] for name, value in self._tensors().items()}
-        picked |= {name: value[:, :width] for name, value in picked.items() if name in self._BY_TOKEN}
+        tensors = self._tensors().items()
+        picked = {name: value[rows, :width] if name in self._BY_TOKEN else value[rows] for name, value in tensors}
         return Rollouts(
             prompts,
             self.group_size,

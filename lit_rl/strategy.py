@@ -14,26 +14,21 @@ from lit_rl.policy import Policy
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Fully sharded data parallelism (FSDP2) over all processes: ``--trainer.strategy fsdp2``.
+    """Fully sharded data parallelism (FSDP2) over all processes, whole checkpoints: ``--trainer.strategy fsdp2``.
 
     Lightning's own default gives every process the same data and shards nothing.
 
     Args:
-        tensor_parallel_size: processes that share one layer's products; data parallelism takes the rest.
-        save_distributed_checkpoint: one file a process in a folder instead of one whole file.
-        kwargs: what else Lightning's strategy takes.
+        kwargs: what Lightning's strategy takes, but for the sizes.
     """
 
     strategy_name = "fsdp2"
 
-    def __init__(self, tensor_parallel_size: int = 1, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
-        super().__init__(
-            tensor_parallel_size=tensor_parallel_size, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs
-        )
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
 
     def setup_environment(self) -> None:
-        assert isinstance(self._tensor_parallel_size, int)
-        self._data_parallel_size = self.num_nodes * self.num_processes // self._tensor_parallel_size
+        self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
 

@@ -110,6 +110,7 @@ class TrainingStream(ABC):
             raise ValueError(f"the training data hold fewer samples than one batch of {plan.prompts}; lower data.batch_size.")
         self._length = len(loader) * plan.micro_batches
         self._rng: dict[str, Tensor] | None = None
+        self._begun = (0, 0)  # the loader's position behind the last batch that was begun to its end
 
     @abstractmethod
     def begin(self) -> None:
@@ -138,6 +139,7 @@ class TrainingStream(ABC):
             done = position % self.plan.micro_batches
             if done == 0:
                 self.begin()
+                self._begun = (self.prompts.epoch, self.prompts.batch)
             for batch in islice(self.micro_batches(), done, None):
                 position += 1
                 yield batch
@@ -149,8 +151,14 @@ class TrainingStream(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state: the loader's position and the generators."""
-        return {"epoch": self.prompts.epoch, "batch": self.prompts.batch, "rng": generator_state()}
+        epoch, batch = self._begun
+        return {"epoch": epoch, "batch": batch, "rng": generator_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.prompts.epoch, self.prompts.batch = state["epoch"], state["batch"]
+        if self.position % self.plan.accumulate:
+            raise ValueError(
+                "the checkpoint was written inside an accumulation window, whose half-summed gradient is lost; "
+                "resume from one written at an optimizer step (ModelCheckpoint with every_n_train_steps)."
+            )
+        self.prompts.epoch, self.prompts.batch = self._begun = (state["epoch"], state["batch"])
         self._rng = state["rng"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader
 
@@ -42,9 +42,3 @@ class SupervisedStream(TrainingStream):
             micro = rows.select(part)
             weights = token_weights(micro.target, "token", num_tokens, self.plan.prompts, 1)
             yield MicroBatch(micro, weights, num_tokens, self.scale, number == 0, number == len(parts) - 1)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        if self.position % self.plan.micro_batches:
-            self.prompts.batch -= 1  # its micro-batches are cut again from the same prompts
-            self.begin()

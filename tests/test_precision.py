@@ -95,3 +95,30 @@ def test_a_sampler_that_disagrees_stops_the_run(tmp_path):
     module.sampler = Hot(max_new_tokens=6)
     with pytest.raises(ValueError, match="learner and sampler differ"):
         quiet_trainer(tmp_path, max_steps=1).fit(module, tiny_data())
+
+
+def test_rotary_frequencies_keep_float32(tmp_path):
+    module = build("grpo")
+    quiet_trainer(tmp_path, max_steps=1, precision="bf16-true").fit(module, tiny_data())
+    decoder = module.policy.causal_lm.get_decoder()
+    assert decoder.rotary_emb.inv_freq.dtype == torch.float32
+    assert decoder.embed_tokens.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("algorithm", "bound"), [("value", 1e-3), ("norm", 1e-3)])
+def test_gradients_are_clipped_as_asked(tmp_path, algorithm, bound):
+    class Gradients(Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            grads = [p.grad for p in module.policy.parameters() if p.grad is not None]
+            if grads:
+                self.largest = max(float(grad.abs().max()) for grad in grads)
+                self.norm = float(torch.stack([grad.norm() for grad in grads]).norm())
+
+    seen = Gradients()
+    trainer = quiet_trainer(tmp_path, max_steps=2, gradient_clip_val=bound, gradient_clip_algorithm=algorithm, callbacks=[seen])
+    trainer.fit(build("sft"), tiny_data())
+    if algorithm == "value":
+        assert seen.largest == pytest.approx(bound)
+        assert seen.norm > 2 * bound
+    else:
+        assert seen.norm == pytest.approx(bound, rel=1e-3)

@@ -175,3 +175,48 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run(sft, tmp_path, 64, [ModelCheckpoint(tmp_path, "at", every_n_train_steps=4)])
     with pytest.raises(ValueError, match="the checkpoint is of another model"):
         run(grpo, tmp_path, 64, ckpt_path=tmp_path / "at.ckpt")
+
+
+def test_a_checkpoint_inside_an_accumulation_window_is_refused(tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if batch_idx == 2:  # the third micro-batch of two a step
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    run(sft, tmp_path, 64, [Save()], accumulate_grad_batches=2)
+    with pytest.raises(ValueError, match="inside an accumulation window"):
+        run(sft, tmp_path, 64, ckpt_path=tmp_path / "inside.ckpt", accumulate_grad_batches=2)
+
+
+def test_a_run_that_breaks_off_while_sampling_skips_no_prompts(tmp_path):
+    """Its checkpoint is from before the broken rollout began."""
+
+    class Breaks(Sampler):
+        def sample(self, policy, prompts, group_size, key):
+            if key.rollout == 1 and self.max_new_tokens == 4 and not (tmp_path / "broken").exists():
+                (tmp_path / "broken").write_text("")
+                raise KeyboardInterrupt
+            return super().sample(policy, prompts, group_size, key)
+
+    class Seen(Callback):
+        def __init__(self):
+            self.numbers = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch.fresh:
+                self.numbers.append(sorted(set(batch.rows.prompts.numbers)))
+
+        def on_exception(self, trainer, module, exception):
+            trainer.save_checkpoint(tmp_path / "broken.ckpt")
+
+    def build():
+        module = grpo()
+        module.sampler = Breaks(max_new_tokens=4)
+        return module
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(build, tmp_path, 64, [Seen()])
+    resumed, whole = Seen(), Seen()
+    run(build, tmp_path, 64, [resumed], ckpt_path=tmp_path / "broken.ckpt")
+    run(build, tmp_path, 64, [whole])
+    assert resumed.numbers == whole.numbers[1:]

@@ -135,12 +135,24 @@ class GRPO(PolicyModule):
             rollouts.advantages < 0, rollouts.advantages * self.negative_weight, rollouts.advantages
         )
         if self.reference and self.kl_coef:
-            rollouts.ref_logprobs = self.reference.score(rollouts)
+            rollouts.ref_logprobs = self._reference_logprobs(rollouts)
+
+    def _reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+        """(N, T), in as many pieces as a pass has micro-batches: what fits in training fits here, and ranks stay in step."""
+        assert self.reference is not None
+        prompts, pieces = len(rollouts.prompts), self.minibatches * self.trainer.accumulate_grad_batches
+        logprobs = torch.zeros_like(rollouts.logprobs)
+        for piece in torch.arange(prompts).chunk(pieces):
+            rows = slice(int(piece[0]) * self.group_size, (int(piece[-1]) + 1) * self.group_size)
+            with self.forward_context():
+                scored = self.reference.score(rollouts.select(piece.tolist()))
+            logprobs[rows, : scored.shape[1]] = scored
+        return logprobs
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         rollouts = batch.rows
         assert isinstance(rollouts, Rollouts)
-        scores = self.policy.score(rollouts, entropy_grad=self.entropy_coef != 0)
+        scores = self.policy.score(rollouts, entropy_grad=self.entropy_coef != 0, details=False)
         log_ratio = scores.logprobs - rollouts.logprobs  # (N, T), 0 behind a row's end
         self._check_sampler(batch, log_ratio)
         ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -149,7 +161,6 @@ class GRPO(PolicyModule):
         shares = {
             "clip_ratio/low_mean": (ratio < 1 - self.clip_low) & (advantages < 0),
             "clip_ratio/high_mean": (ratio > 1 + self.clip_high) & (advantages > 0),
-            "sampling/sampling_logp_difference/mean": log_ratio.abs(),
         }
         if rollouts.ref_logprobs is not None:
             kl = k3_kl(scores.logprobs, rollouts.ref_logprobs)
@@ -159,7 +170,10 @@ class GRPO(PolicyModule):
             losses = losses - self.entropy_coef * scores.entropies
         loss = (losses * batch.weights).sum()
         copies = rollouts.copies[:, None] / batch.num_tokens
-        self.record(batch, {"loss": loss} | {name: (value.detach() * copies).sum() for name, value in shares.items()})
+        sums = {name: (value.detach() * copies).sum() for name, value in shares.items()}
+        # Over the rows that were scored: those without signal may have been left out.
+        drift = {"sampling/sampling_logp_difference/mean": (log_ratio.detach().abs().sum(), rollouts.lengths.sum())}
+        self.record(batch, {"loss": loss} | sums, drift)
         return loss * batch.scale
 
     def _check_sampler(self, batch: MicroBatch, log_ratio: Tensor) -> None:

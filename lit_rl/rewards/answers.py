@@ -49,7 +49,13 @@ class Correct(Reward):
 
     def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
         """Whether an answer has the value of the sample's reference."""
-        return answer is not None and answer == read_number(sample.reference, self.digit_order)
+        truth = read_number(sample.reference, self.digit_order)
+        if truth is None:
+            raise ValueError(
+                f"the reference {sample.reference!r} of sample {sample.number} is no number in digit_order {self.digit_order}; "
+                "set digit_order of the reward and of the evaluation as in the data."
+            )
+        return answer == truth
 
 
 class Format(Correct):

@@ -38,7 +38,7 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform
         logp = distribution(logits)
         tokens = logp.argmax(-1)
         return Choice(tokens, _at(logp, tokens), entropy(logp), None)
-    heat = torch.full((len(logits),), temperature, device=logits.device)
+    heat = torch.full((len(logits),), temperature, dtype=torch.float32, device=logits.device)
     logp = distribution(logits, heat)
     kept = kept_tokens(logp, top_k, top_p)
     if kept is not None:
@@ -68,7 +68,9 @@ def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1]
     # Rounding may lift u * total to total, which no token exceeds; a token of probability 0 is never the first to exceed.
     threshold = torch.minimum(uniform.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
+    tokens = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
+    # A parallel sum may move by a rounding where it should stand still; no token outside the support may come of that.
+    return torch.where(_at(probabilities, tokens) > 0, tokens, probabilities.argmax(-1))
 
 
 def _at(logp: Tensor, tokens: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class _Record:
         self.ended[rows] = ended[open_]
         if choice.kept is not None:
             place, ids = choice.kept[open_].nonzero(as_tuple=True)
-            self.kept.append((rows[place] * self.tokens.shape[1] + step, ids))
+            self.kept.append((rows[place] * self.tokens.shape[1] + step, ids.int()))
 
     def rollouts(self, prompts: PromptBatch, group_size: int, temperature: float) -> Rollouts:
         width = int(self.lengths.max())
@@ -150,11 +150,11 @@ class _Record:
         return Rollouts(
             prompts,
             group_size,
-            completion_ids=self.tokens[:, :width],
+            completion_ids=self.tokens[:, :width].clone(),
             lengths=self.lengths,
             truncated=~self.ended,
-            logprobs=self.logprobs[:, :width],
-            entropies=self.entropies[:, :width],
+            logprobs=self.logprobs[:, :width].clone(),
+            entropies=self.entropies[:, :width].clone(),
             temperature=heat,
             support=self._support(width),
         )
@@ -164,6 +164,6 @@ class _Record:
             return None
         places = torch.cat([place for place, _ in self.kept])
         order = places.argsort(stable=True)  # from step by step to row by row
-        ids = torch.cat([ids for _, ids in self.kept])[order].int()
+        ids = torch.cat([ids for _, ids in self.kept])[order]
         counts = places.bincount(minlength=self.tokens.numel()).view(self.tokens.shape)
         return Support(ids, counts[:, :width].int())
