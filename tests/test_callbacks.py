@@ -194,7 +194,18 @@ def test_samples_are_written_every_n_steps(tmp_path):
 def test_a_sample_holds_prompt_completion_reward_parts_and_advantage(tmp_path):
     fit(tmp_path, grpo(reward=Even(), kl_coef=0.1), SampleTable(rows=16), max_steps=1)
     entries = samples_of(tmp_path)
-    names = ["step", "prompt", "completion", "reference", "reward", "rewards/even", "advantage", "truncated", "length"]
+    names = [
+        "step",
+        "prompt",
+        "completion",
+        "reference",
+        "reward",
+        "rewards/even",
+        "advantage",
+        "truncated",
+        "length",
+        "copies",
+    ]
     assert list(entries[0]) == names
     for entry in entries:
         assert entry["prompt"].startswith("<bos><big>")

@@ -142,8 +142,9 @@ def test_a_number_too_long_to_read_is_wrong_and_no_error():
     assert correct(direct("3"), "3" * 100_000) == 0
 
 
-def test_a_reference_that_is_no_number_is_never_matched():
-    assert correct(direct("none"), "none") == 0
+def test_a_reference_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="the reference 'none' of sample 7 is no number in digit_order big"):
+        correct(direct("none"), "none")
 
 
 def test_every_completion_is_compared_with_its_own_prompt():
