@@ -24,7 +24,7 @@ class Evaluation(nn.Module):
     """Generates answers to held-out problems and counts the right ones.
 
     Args:
-        max_new_tokens: longest completion in tokens.
+        max_new_tokens: longest completion in tokens; 0 generates nothing, which leaves SFT its validation loss.
         correct: what a right answer is.
         samples: sampled completions per problem for pass@k and the majority vote; 0 leaves both out.
         temperature: of those samples.
@@ -35,16 +35,18 @@ class Evaluation(nn.Module):
     ) -> None:
         super().__init__()
         self.correct = correct or Correct()
-        self.samples = samples
-        self.greedy = Sampler(max_new_tokens=max_new_tokens, temperature=0.0)
-        self.sampled = Sampler(max_new_tokens=max_new_tokens, temperature=temperature)
-        names = ["accuracy", "truncated"]
-        if samples:
+        self.samples, self.generates = samples, max_new_tokens > 0
+        self.greedy = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=0.0)
+        self.sampled = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=temperature)
+        names = ["accuracy", "truncated"] if self.generates else []
+        if samples and self.generates:
             names += ["pass@1", f"pass@{samples}", f"maj@{samples}"]
         self.proportions = nn.ModuleDict({name: Proportion() for name in names})
 
     def update(self, module: PolicyModule, prompts: PromptBatch) -> None:
         """Count in one batch of problems."""
+        if not self.generates:
+            return
         rollouts = self._generate(module, self.greedy, prompts, 1)
         self._add("accuracy", self.correct.score(rollouts))
         self._add("truncated", rollouts.truncated)

@@ -33,8 +33,8 @@ ON_PROGRESS_BAR = ("loss", "reward", "kl")
 
 
 def default_optimizer(params: Any) -> torch.optim.Optimizer:
-    """AdamW without weight decay at a rate of 1e-4."""
-    return torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0)
+    """AdamW without weight decay at a rate of 2e-5, for fine-tuning a pretrained model."""
+    return torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0)
 
 
 class PolicyModule(pl.LightningModule):

@@ -1,5 +1,7 @@
 """Precision is a Trainer flag: what it casts is what is computed, never what is counted."""
 
+import functools
+
 import pytest
 import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
@@ -34,8 +36,9 @@ class Seen(Callback):
 def build(kind):
     evaluation = Evaluation(max_new_tokens=4)
     if kind == "sft":
-        return SFT(tiny_spec(), evaluation=evaluation)
-    return GRPO(tiny_spec(), Sampler(max_new_tokens=6), Thousands(), evaluation=evaluation, group_size=4, kl_coef=0.1)
+        return SFT(tiny_spec(), functools.partial(torch.optim.AdamW, lr=1e-3), evaluation=evaluation)
+    adamw = functools.partial(torch.optim.AdamW, lr=1e-3)
+    return GRPO(tiny_spec(), Sampler(max_new_tokens=6), Thousands(), adamw, evaluation=evaluation, group_size=4, kl_coef=0.1)
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])

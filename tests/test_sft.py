@@ -59,6 +59,12 @@ def test_any_optimizer_trains(tmp_path, optimizer):
     assert losses.values[-1] < losses.values[0]
 
 
+def test_validation_without_generation_logs_the_loss_alone(tmp_path):
+    module = SFT(tiny_spec(), evaluation=Evaluation(max_new_tokens=0))
+    figures = quiet_trainer(tmp_path, limit_val_batches=1.0).validate(module, tiny_data(), verbose=False)[0]
+    assert set(figures) == {"val/loss", "val/mean_token_accuracy"}
+
+
 def test_a_row_beyond_the_context_is_named(tmp_path):
     module = SFT(tiny_spec(config={"max_position_embeddings": 8}), evaluation=SHORT)
     with pytest.raises(ValueError, match=r"sample \d+ has \d+ tokens .* more than the model's 8 positions"):

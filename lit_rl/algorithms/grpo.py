@@ -13,6 +13,8 @@ Run: ``lit-rl fit --config grpo_arithmetic``
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -23,7 +25,7 @@ from lit_rl.evaluation import Evaluation
 from lit_rl.experience import Experience
 from lit_rl.loading import PolicySpec
 from lit_rl.losses import MAX_LOG_RATIO, Aggregation, clipped_surrogate, k3_kl
-from lit_rl.module import PolicyModule, default_optimizer
+from lit_rl.module import PolicyModule
 from lit_rl.plan import BatchPlan
 from lit_rl.policy import Policy
 from lit_rl.reference import Reference
@@ -34,6 +36,11 @@ from lit_rl.schedule import Schedule
 from lit_rl.stream import MicroBatch
 
 
+def small_steps(params: Any) -> torch.optim.Optimizer:
+    """AdamW without weight decay at a rate of 1e-6, for reinforcement learning on a pretrained model."""
+    return torch.optim.AdamW(params, lr=1e-6, weight_decay=0.0)
+
+
 class GRPO(PolicyModule):
     """Group relative policy optimization.
 
@@ -41,7 +48,7 @@ class GRPO(PolicyModule):
         policy: the model that learns and its tokenizer.
         sampler: how completions are drawn.
         reward: what they earn; default: 1 for a correct answer, else 0.
-        optimizer: any torch or bitsandbytes optimizer.
+        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 1e-6.
         schedule: how its learning rate changes.
         evaluation: how held-out problems are answered and judged.
         group_size: completions per prompt, at least 2.
@@ -64,7 +71,7 @@ class GRPO(PolicyModule):
         policy: PolicySpec,
         sampler: Sampler | None = None,
         reward: Reward | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
+        optimizer: OptimizerCallable = small_steps,
         schedule: Schedule | None = None,
         evaluation: Evaluation | None = None,
         group_size: int = 8,

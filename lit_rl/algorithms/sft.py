@@ -28,7 +28,7 @@ class SFT(PolicyModule):
 
     Args:
         policy: the model that learns and its tokenizer.
-        optimizer: any torch or bitsandbytes optimizer.
+        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 2e-5.
         schedule: how its learning rate changes.
         evaluation: how held-out problems are answered and judged.
         completion_only: learn the completions; False learns the prompts' tokens too.

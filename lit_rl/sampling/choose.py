@@ -1,7 +1,7 @@
 """One token per row from its logits: temperature, top-k, top-p, and the inverse of the cumulative distribution.
 
 The randomness comes in as one uniform number per row, so a choice depends on the row's own logits and number and on
-nothing else: not on the rows beside it, the row limit or the number of processes.
+nothing else: not on the rows beside it, nor on the number of processes.
 """
 
 from __future__ import annotations
