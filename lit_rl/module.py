@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -90,8 +90,6 @@ class PolicyModule(pl.LightningModule):
             self.policy = Policy(self.policy_spec, self.tokenizer)
         if self.policy_spec.attention != "flash_attention_2":  # which runs on a GPU only, where the model is not yet
             check_policy(self.policy)
-        if not self.policy.shares_prompts:
-            rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
         self.configure_policy()
         if self.device_mesh is not None:
             for policy in self.policies():

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -113,6 +114,8 @@ class GRPO(PolicyModule):
 
     def configure_policy(self) -> None:
         self.policy.disable_dropout()
+        if not self.policy.shares_prompts:
+            rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
         if self.kl_coef:
             self.reference = Reference(self.policy)
 
