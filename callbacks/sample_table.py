@@ -47,7 +47,7 @@ def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
     columns = {
         "reward": rollouts.rewards,
         **{f"rewards/{name}": values for name, values in rollouts.parts.items()},
-        "advantage": rollouts.advantages,
+        "advantage": rollouts.advantages.sum(1) / rollouts.lengths.clamp(min=1),  # mean over the row's tokens
         "truncated": rollouts.truncated,
         "length": rollouts.lengths,
         "copies": rollouts.copies,

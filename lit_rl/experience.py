@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from lit_rl.aggregation import token_weights
 from lit_rl.hooks import RolloutCallback
-from lit_rl.losses import token_weights
 from lit_rl.metrics import rollout_metrics
 from lit_rl.plan import BatchPlan, balanced_parts
 from lit_rl.rewards.base import score_rollouts
@@ -91,6 +91,7 @@ class Experience(TrainingStream):
         """Decode the completions and let the reward judge them."""
         rollouts.texts = self.module.decode(rollouts)
         score_rollouts(self.module.reward, rollouts)
+        self.module.overlong.apply(rollouts, self.module.sampler.max_new_tokens)
 
     def micro_batches(self) -> Iterator[MicroBatch]:
         rollouts = self.rollouts
@@ -105,7 +106,7 @@ class Experience(TrainingStream):
     def _cut(self, rollouts: Rollouts, prompts: list[int], counts: list[int], fresh: bool) -> Iterator[MicroBatch]:
         """The micro-batches of one optimizer step: whole groups, balanced by tokens."""
         plan, module = self.plan, self.module
-        num_tokens, num_sequences = counts
+        num_tokens, num_sequences, num_targets = counts
         useful = self._useful(rollouts, prompts)
         tokens = rollouts.prompts.mask.sum(1) + rollouts.lengths.view(-1, plan.group_size).sum(1)
         parts = balanced_parts(tokens[useful].tolist(), plan.accumulate)
@@ -113,11 +114,11 @@ class Experience(TrainingStream):
             rows = rollouts.select([useful[item] for item in part])
             if rows.support is None:
                 rows = rows.merge_duplicates()
-            weights = token_weights(rows.mask, module.aggregation, num_tokens, num_sequences, module.sampler.max_new_tokens)
-            weights = weights * rows.copies[:, None]
+            aggregation, limit = module.objective.aggregation, module.sampler.max_new_tokens
+            weights = token_weights(rows.loss_mask, aggregation, num_tokens, num_sequences, limit) * rows.copies[:, None]
             first, last = number == 0, number == len(parts) - 1
             metrics = self.metrics if first else None
-            yield MicroBatch(rows, weights, num_tokens, self.scale, first, last, fresh, metrics)
+            yield MicroBatch(rows, weights, num_tokens, self.scale, first, last, fresh, metrics, num_targets)
 
     def _useful(self, rollouts: Rollouts, prompts: list[int]) -> list[int]:
         """The prompts whose rows have a gradient; at least one for each micro-batch, since every rank runs them all."""
@@ -129,12 +130,11 @@ class Experience(TrainingStream):
         return useful + fill[: max(0, self.plan.accumulate - len(useful))]
 
     def _count(self, rollouts: Rollouts, steps: list[list[int]]) -> list[list[int]]:
-        """Sampled tokens and sequences of each minibatch over all ranks."""
-        per_prompt = rollouts.lengths.view(-1, self.plan.group_size).sum(1)
-        counts = [
-            torch.stack([per_prompt[rows].sum(), per_prompt.new_tensor(len(rows) * self.plan.group_size)]) for rows in steps
-        ]
-        return self.module.sum_over_ranks(torch.stack(counts)).tolist()
+        """Of each minibatch over all ranks: tokens and sequences that count, and tokens of true completions."""
+        tokens = rollouts.loss_mask.sum(1).view(-1, self.plan.group_size)
+        targets = tokens.new_tensor([len(completion) for completion in rollouts.prompts.completions])
+        columns = torch.stack([tokens.sum(1), (tokens > 0).sum(1), targets], dim=1)  # (P, 3)
+        return self.module.sum_over_ranks(torch.stack([columns[prompts].sum(0) for prompts in steps])).tolist()
 
     def _callbacks(self) -> list[RolloutCallback]:
         return [callback for callback in self.module.trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]

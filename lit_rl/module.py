@@ -64,6 +64,7 @@ class PolicyModule(pl.LightningModule):
         self._stream: TrainingStream | None = None
         self._stream_state: dict[str, Any] | None = None
         self._sums: dict[str, Tensor] = {}
+        self._ranges: dict[str, Tensor] = {}
         self._values: dict[str, float] = {}
         self._step_start = 0.0
 
@@ -134,7 +135,11 @@ class PolicyModule(pl.LightningModule):
     # --- steps ---------------------------------------------------------------------------------------------------
 
     def record(
-        self, batch: MicroBatch, sums: dict[str, Tensor], ratios: dict[str, tuple[Tensor, Tensor]] | None = None
+        self,
+        batch: MicroBatch,
+        sums: dict[str, Tensor],
+        ratios: dict[str, tuple[Tensor, Tensor]] | None = None,
+        ranges: dict[str, Tensor] | None = None,
     ) -> None:
         """Add up this micro-batch's shares of the optimizer step's figures; log them with the last one.
 
@@ -142,21 +147,31 @@ class PolicyModule(pl.LightningModule):
             batch: the micro-batch.
             sums: 0-D shares; over all micro-batches and ranks they add up to the figure.
             ratios: 0-D shares of a numerator and a denominator, whose sums are divided at the end.
+            ranges: 1-D values, of which the smallest and the largest of the step are logged as ``<name>/min`` and ``/max``.
         """
         if batch.first:
-            self._sums, self._values = {}, dict(batch.metrics)
+            self._sums, self._ranges, self._values = {}, {}, dict(batch.metrics)
         shares = {name: torch.stack([value.detach().double(), value.new_zeros(()).double()]) for name, value in sums.items()}
         shares |= {name: torch.stack([value.double() for value in pair]) for name, pair in (ratios or {}).items()}
         for name, share in shares.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(share)) + share
+        for name, values in (ranges or {}).items():
+            ends = torch.stack([-values.min(), values.max()]) if len(values) else values.new_full((2,), -torch.inf)
+            self._ranges[name] = self._ranges.get(name, ends).maximum(ends)
         if batch.last:
-            totals = self.sum_over_ranks(torch.stack(list(self._sums.values()))).tolist()
-            figures = {name: top / bottom if bottom else top for name, (top, bottom) in zip(self._sums, totals, strict=True)}
-            values = self._values | figures
-            shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
-            self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
-            rest = {name: value for name, value in values.items() if name not in shown}
-            self.log_dict(rest, on_step=True, on_epoch=False)
+            self._log_step()
+
+    def _log_step(self) -> None:
+        totals = self.sum_over_ranks(torch.stack(list(self._sums.values()))).tolist()
+        figures = {name: top / bottom if bottom else top for name, (top, bottom) in zip(self._sums, totals, strict=True)}
+        for name, ends in self._ranges.items():
+            low, high = self.trainer.strategy.reduce(ends, reduce_op="max").tolist()
+            figures |= {f"{name}/min": -low, f"{name}/max": high}
+        values = self._values | figures
+        shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
+        self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
+        rest = {name: value for name, value in values.items() if name not in shown}
+        self.log_dict(rest, on_step=True, on_epoch=False)
 
     def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         if batch.first:
@@ -237,12 +252,15 @@ class PolicyModule(pl.LightningModule):
         return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
 
     def gather(self, values: Tensor) -> Tensor:
-        """(N) of each rank -> (ranks * N)."""
+        """1-D values of each rank -> those of all ranks, one rank after another; their counts may differ."""
         if self.trainer.world_size == 1:
             return values
-        everyone = self.all_gather(values)
+        counts = self.all_gather(torch.tensor(len(values), device=self.device))
+        assert isinstance(counts, Tensor)
+        padded = torch.cat([values, values.new_zeros(int(counts.max()) - len(values))])
+        everyone = self.all_gather(padded)
         assert isinstance(everyone, Tensor)
-        return everyone.flatten(0, 1)
+        return torch.cat([row[:count] for row, count in zip(everyone, counts.tolist(), strict=True)])
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

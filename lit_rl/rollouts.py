@@ -52,8 +52,11 @@ class Rollouts:
         texts: N decoded completions, special tokens written out, the end token left off.
         rewards: (N) float32, zeros until scored.
         parts: the reward's named parts, each (N) float32.
-        advantages: (N) float32, zeros until computed.
+        counted: (N) bool, False where the whole row is left out of the loss; all True by default.
+        advantages: (N, T) float32, zeros until computed.
+        old_logprobs: (N, T) float32, the learner's own log-probabilities before its first step, where they are asked for.
         ref_logprobs: (N, T) float32, log-probabilities under the reference policy.
+        focus: (N, T) bool, True at tokens that carry the policy gradient; None for all of them.
         prompt_index: (N) which of the prompts each row continues; default: groups of ``group_size`` one after another.
         copies: (N) float32, how many equal rows each row stands for (`merge_duplicates`); ones by default.
     """
@@ -66,12 +69,15 @@ class Rollouts:
         "entropies",
         "temperature",
         "rewards",
+        "counted",
         "advantages",
+        "old_logprobs",
         "ref_logprobs",
+        "focus",
         "prompt_index",
         "copies",
     )
-    _BY_TOKEN = ("completion_ids", "logprobs", "entropies", "ref_logprobs")
+    _BY_TOKEN = ("completion_ids", "logprobs", "entropies", "advantages", "old_logprobs", "ref_logprobs", "focus")
 
     def __init__(
         self,
@@ -87,8 +93,11 @@ class Rollouts:
         texts: list[str] | None = None,
         rewards: Tensor | None = None,
         parts: dict[str, Tensor] | None = None,
+        counted: Tensor | None = None,
         advantages: Tensor | None = None,
+        old_logprobs: Tensor | None = None,
         ref_logprobs: Tensor | None = None,
+        focus: Tensor | None = None,
         prompt_index: Tensor | None = None,
         copies: Tensor | None = None,
     ) -> None:
@@ -100,8 +109,9 @@ class Rollouts:
         self.parts = parts or {}
         zeros = torch.zeros(len(lengths), device=lengths.device, dtype=torch.float32)
         self.rewards = zeros if rewards is None else rewards
-        self.advantages = zeros if advantages is None else advantages
-        self.ref_logprobs = ref_logprobs
+        self.counted = torch.ones_like(truncated) if counted is None else counted
+        self.advantages = torch.zeros_like(logprobs) if advantages is None else advantages
+        self.old_logprobs, self.ref_logprobs, self.focus = old_logprobs, ref_logprobs, focus
         if prompt_index is None:
             prompt_index = torch.arange(len(prompts), device=lengths.device).repeat_interleave(group_size)
         self.prompt_index = prompt_index
@@ -122,6 +132,11 @@ class Rollouts:
         """(N, T) bool, True at sampled tokens: from the sampler's own lengths, never from token values."""
         return torch.arange(self.completion_ids.shape[1], device=self.lengths.device) < self.lengths[:, None]
 
+    @property
+    def loss_mask(self) -> Tensor:
+        """(N, T) bool, True at the tokens that count in the loss: the sampled ones of counted rows."""
+        return self.mask & self.counted[:, None]
+
     def _tensors(self) -> dict[str, Tensor]:
         named = {name: getattr(self, name) for name in self._TENSORS}
         return {name: value for name, value in named.items() if value is not None}
@@ -140,15 +155,14 @@ class Rollouts:
         return picked
 
     def merge_duplicates(self) -> Rollouts:
-        """One row for rows that are equal in prompt, tokens, log-probabilities, temperature and advantage.
+        """One row for rows that are equal in prompt, tokens and all that their loss depends on.
 
         ``copies`` counts them: weighted by it, the rows have the same loss and gradient as all of them.
         """
-        bits = [self.logprobs, self.temperature[:, None], self.advantages[:, None]]
-        bits += [] if self.ref_logprobs is None else [self.ref_logprobs]
-        key = torch.cat(
-            [self.prompt_index[:, None], self.completion_ids, torch.cat(bits, dim=1).view(torch.int32).long()], dim=1
-        )
+        floats = [self.logprobs, self.temperature[:, None], self.advantages, self.old_logprobs, self.ref_logprobs]
+        bits = torch.cat([value for value in floats if value is not None], dim=1).view(torch.int32)
+        flags = [self.counted[:, None]] + ([] if self.focus is None else [self.focus])
+        key = torch.cat([self.prompt_index[:, None], self.completion_ids, bits, *flags], dim=1)
         _, group, counts = key.unique(dim=0, return_inverse=True, return_counts=True)
         place = torch.arange(len(self), device=group.device)
         first = torch.full_like(counts, len(self)).scatter_reduce(0, group, place, "amin")

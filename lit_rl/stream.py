@@ -7,6 +7,7 @@ Lightning calls ``iter`` once more than it needs.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -30,13 +31,14 @@ class MicroBatch:
 
     Args:
         rows: the rows to score.
-        weights: (N, T) each token's share of the optimizer step's loss (`lit_rl.losses.token_weights`).
+        weights: (N, T) each token's share of the optimizer step's loss (`lit_rl.aggregation.token_weights`).
         num_tokens: tokens that count in the whole optimizer step, on all ranks.
         scale: undoes Lightning's division by the micro-batches and the mean over ranks.
         first: whether it opens the optimizer step.
         last: whether it closes the optimizer step.
         fresh: whether no step was taken yet since its rows were sampled.
         metrics: values of the rollout to log with this step.
+        num_targets: tokens of true completions in the whole optimizer step, on all ranks.
     """
 
     def __init__(
@@ -49,14 +51,16 @@ class MicroBatch:
         last: bool,
         fresh: bool = False,
         metrics: dict[str, float] | None = None,
+        num_targets: int = 0,
     ) -> None:
         self.rows, self.weights, self.num_tokens, self.scale = rows, weights, num_tokens, scale
         self.first, self.last, self.fresh = first, last, fresh
-        self.metrics = metrics or {}
+        self.metrics, self.num_targets = metrics or {}, num_targets
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        rows, weights = self.rows.to(device), self.weights.to(device)
-        return MicroBatch(rows, weights, self.num_tokens, self.scale, self.first, self.last, self.fresh, self.metrics)
+        moved = copy.copy(self)
+        moved.rows, moved.weights = self.rows.to(device), self.weights.to(device)
+        return moved
 
 
 class PromptStream:

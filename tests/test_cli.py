@@ -354,14 +354,19 @@ def infos(caplog):
 def test_resuming_with_allowed_changes_applies_and_shows_them(stopped, tmp_path, infos, name):
     path = next(tmp_path.glob("run/**/last.ckpt")) if name == "path" else "last"
     overlay = write_yaml(
-        tmp_path / "more.yaml", {"trainer": {"max_steps": 3}, "model": {"init_args": {"clip_high": 0.3, "kl_coef": 0.1}}}
+        tmp_path / "more.yaml",
+        {"trainer": {"max_steps": 3}, "model": {"init_args": {"objective": {"clip_high": 0.3}, "kl_coef": 0.1}}},
     )
     lit_rl("fit", "--config", stopped, "--config", overlay, "--ckpt_path", path)
-    for line in ("trainer.max_steps: 2 -> 3", "model.init_args.clip_high: 0.2 -> 0.3", "model.init_args.kl_coef: 0.0 -> 0.1"):
+    for line in (
+        "trainer.max_steps: 2 -> 3",
+        "model.init_args.objective.clip_high: 0.2 -> 0.3",
+        "model.init_args.kl_coef: 0.0 -> 0.1",
+    ):
         assert f"Resuming with {line}" in infos()
     saved = torch.load(tmp_path / "run/logs/version_1/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 3
-    assert yaml.safe_load(saved["config"])["model"]["init_args"]["clip_high"] == 0.3
+    assert yaml.safe_load(saved["config"])["model"]["init_args"]["objective"]["clip_high"] == 0.3
     assert ",kl," in (tmp_path / "run/logs/version_1/metrics.csv").read_text()
 
 

@@ -8,15 +8,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types", "files", "randomness"},
-    {"tasks", "rollouts", "advantages", "losses", "logprobs", "plan"},
-    {"rewards", "metrics", "curves", "schedule"},
+    {"tasks", "rollouts", "advantages", "losses", "kl", "aggregation", "logprobs", "plan"},
+    {"rewards", "metrics", "curves", "schedule", "objective", "overlong"},
     {"loading", "policy", "policy_check", "sampling", "reference", "strategy", "evaluation"},
     {"hooks", "checks", "module", "stream", "supervised", "experience", "export"},
     {"algorithms"},
     {"arguments", "cli", "pipeline", "__main__"},
 ]
 """Parts of lit_rl; each imports from its own line and from those above."""
-PURE = {"types", "rollouts", "advantages", "losses", "logprobs", "plan", "tasks"}
+PURE = {"types", "rollouts", "advantages", "losses", "kl", "aggregation", "objective", "overlong", "logprobs", "plan", "tasks"}
 HEAVY = {"lightning", "transformers"}
 FILES = [path for folder in ("lit_rl", "callbacks", "datamodules") for path in sorted((ROOT / folder).rglob("*.py"))]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]

@@ -63,7 +63,7 @@ def story(tmp_path_factory):
         told.finished = state(root)
         lit_rl("pipeline", file)
         told.again = state(root)
-        lit_rl("pipeline", write_pipeline(folder, clip_high=0.3))
+        lit_rl("pipeline", write_pipeline(folder, objective={"clip_high": 0.3}))
         told.changed = state(root)
     return told
 

@@ -43,7 +43,7 @@ def two_groups() -> Rollouts:
         "texts": ["a", "b", "c", "d"],
         "rewards": torch.tensor([1.0, 0.0, 1001.0, 0.5]),
         "parts": {"correct": torch.tensor([1.0, 0.0, 1.0, 0.0])},
-        "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5]),
+        "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5])[:, None].expand(4, 3).clone(),
         "ref_logprobs": torch.full((4, 3), -2.0),
         "support": Support(
             torch.tensor([1, 2, 2, 3, 7, 8, 4, 5, 6], dtype=torch.int32),
@@ -140,7 +140,7 @@ def test_selecting_a_prompt_takes_its_whole_group():
     assert picked.texts == ["c", "d"]
     assert picked.rewards.tolist() == [1001.0, 0.5]
     assert picked.parts["correct"].tolist() == [1.0, 0.0]
-    assert picked.advantages.tolist() == [0.5, -0.5]
+    assert picked.advantages[:, 0].tolist() == [0.5, -0.5]
     assert picked.prompts.numbers == [101]
     assert picked.prompt_index.tolist() == [0, 0]
 
@@ -196,7 +196,9 @@ def repeated() -> Rollouts:
     prompts = prompts_of([4, 5, 6], [7])
     rows = [[8, 2], [3], [8, 2], [8, 2], [8, 2], [8, 2]]
     logprobs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0], [-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0]])
-    return rollouts_of(prompts, 3, rows, logprobs=logprobs, advantages=torch.tensor([0.5, -1.0, 0.5, 2.0, 2.0, 2.0]))
+    return rollouts_of(
+        prompts, 3, rows, logprobs=logprobs, advantages=torch.tensor([0.5, -1.0, 0.5, 2.0, 2.0, 2.0])[:, None].repeat(1, 2)
+    )
 
 
 def test_equal_rows_of_one_prompt_become_one_with_their_count():
@@ -213,10 +215,10 @@ def test_merging_twice_still_counts_every_row():
     assert repeated().merge_duplicates().merge_duplicates().copies.tolist() == [2.0, 1.0, 3.0]
 
 
-@pytest.mark.parametrize("field", ["advantages", "temperature", "logprobs", "ref_logprobs", "completion_ids"])
+@pytest.mark.parametrize("field", ["advantages", "temperature", "logprobs", "old_logprobs", "ref_logprobs", "completion_ids"])
 def test_rows_that_differ_in_one_value_are_not_merged(field):
     rollouts = repeated()
-    rollouts.ref_logprobs = torch.full((6, 2), -1.0)
+    rollouts.ref_logprobs, rollouts.old_logprobs = torch.full((6, 2), -1.0), torch.full((6, 2), -1.5)
     changed = getattr(rollouts, field)
     changed[(2, 1) if changed.dim() == 2 else 2] += 1
     assert rollouts.merge_duplicates().copies.tolist() == [1.0, 1.0, 1.0, 3.0]
@@ -229,7 +231,7 @@ def test_merged_rows_have_the_loss_and_gradient_of_all_rows():
 
     def loss_and_gradient(rollouts: Rollouts) -> tuple[float, list[torch.Tensor]]:
         ratio = (policy.score(rollouts).logprobs - rollouts.logprobs).exp()
-        loss = -(ratio * rollouts.advantages[:, None] * rollouts.copies[:, None] * rollouts.mask).sum()
+        loss = -(ratio * rollouts.advantages * rollouts.copies[:, None] * rollouts.mask).sum()
         return float(loss.detach()), torch.autograd.grad(loss, list(policy.parameters()))
 
     merged = repeated().merge_duplicates()

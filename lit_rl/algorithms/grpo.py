@@ -1,18 +1,21 @@
-"""Group relative policy optimization (GRPO, DeepSeekMath, arXiv 2402.03300).
+"""Group relative policy optimization (GRPO, DeepSeekMath, arXiv 2402.03300) and its family.
 
-For each prompt G completions are drawn and rewarded; a completion's advantage is its reward against the mean of its
+For each prompt G completions are drawn and rewarded; a completion's advantage is its reward against the others of its
 group, so no critic is needed:
 
     A_i  = (r_i - mean(r)) / (std(r) + 1e-4)
     loss = -min(rho A, clip(rho, 1 - low, 1 + high) A) + kl_coef * KL(policy || reference) - entropy_coef * H
 
-per token, rho = p(token) / p_sampler(token), averaged by ``aggregation`` over the whole optimizer step.
+per token, rho = p(token) / p_sampler(token), averaged by ``aggregation`` over the whole optimizer step. Other baselines,
+surrogates, ratios and KL terms are options; ``configs/objective/`` holds the published algorithms as values of them
+(Dr. GRPO, DAPO, GSPO, CISPO, SAPO, RLOO, REINFORCE, REINFORCE++), `docs/objectives.md` explains them.
 
-Run: ``lit-rl fit --config grpo_arithmetic``
+Run: ``lit-rl fit --config grpo_arithmetic``, or with ``--config objective/dapo`` behind it
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +24,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_rl.advantages import AdvantageScale, group_advantages
+from lit_rl.advantages import AdvantageScale, Baseline, group_advantages, reward_to_go, whiten
 from lit_rl.evaluation import Evaluation
 from lit_rl.experience import Experience
+from lit_rl.kl import kl_estimate
 from lit_rl.loading import PolicySpec
-from lit_rl.losses import MAX_LOG_RATIO, Aggregation, clipped_surrogate, k3_kl
 from lit_rl.module import PolicyModule
+from lit_rl.objective import Objective, top_entropy_mask
+from lit_rl.overlong import Overlong
 from lit_rl.plan import BatchPlan
 from lit_rl.policy import Policy
 from lit_rl.reference import Reference
@@ -35,6 +40,7 @@ from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.schedule import Schedule
 from lit_rl.stream import MicroBatch
+from lit_rl.supervised import supervised_rows
 
 
 def small_steps(params: Any) -> torch.optim.Optimizer:
@@ -55,15 +61,17 @@ class GRPO(PolicyModule):
         group_size: completions per prompt, at least 2.
         epochs: passes over a rollout; 1 with one minibatch is strictly on-policy.
         minibatches: optimizer steps per pass.
+        baseline: what a reward is compared with: the mean of its ``group``, of the others in it (``leave_one_out``), of the
+            group and one reward of 0 (``phantom_zero``), of the whole ``batch``, or nothing (``none``).
         advantage_scale: what advantages are divided by: the std of the ``group``, of the ``batch``, or ``none``.
         negative_weight: factor on negative advantages; 1 is GRPO, less lets wrong answers push the policy around less, 0
             learns from the better half alone (as RAFT does, arXiv 2304.06767).
-        clip_low: how far a token's ratio may fall below 1 before its gradient stops.
-        clip_high: how far it may rise above 1 before its gradient stops.
-        aggregation: average over all ``token``s, over each ``sequence`` and then over sequences, or divide by a
-            ``constant`` length, the sampler's limit.
-        kl_coef: weight of the KL to the starting policy, k3 estimator, in nats; 0 keeps no reference.
+        overlong: how completions are treated that ran into the length limit, or came near it.
+        objective: what is made of the advantages: surrogate, ratio, clipping, aggregation, KL estimator, corrections.
+        kl_coef: weight of the KL to the starting policy, in nats; 0 keeps no reference.
         entropy_coef: weight of an entropy bonus, in nats; 0 leaves it out.
+        lm_coef: weight of the language-model loss on the prompts' true completions, averaged over their own tokens; 0 leaves
+            it out.
         seed: of the weights of a model from scratch and of every draw; linked to ``seed_everything`` on the command line.
     """
 
@@ -78,35 +86,51 @@ class GRPO(PolicyModule):
         group_size: int = 8,
         epochs: int = 1,
         minibatches: int = 1,
+        baseline: Baseline = "group",
         advantage_scale: AdvantageScale = "group",
         negative_weight: float = 1.0,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        aggregation: Aggregation = "token",
+        overlong: Overlong = Overlong(),
+        objective: Objective = Objective(),
         kl_coef: float = 0.0,
         entropy_coef: float = 0.0,
+        lm_coef: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(policy, optimizer, schedule, evaluation, seed)
         self.sampler, self.reward = sampler or Sampler(), reward or Correct()
         self.group_size, self.epochs, self.minibatches = group_size, epochs, minibatches
-        self.advantage_scale, self.aggregation = advantage_scale, aggregation
-        self.negative_weight = negative_weight
-        self.clip_low, self.clip_high = clip_low, clip_high
-        self.kl_coef, self.entropy_coef = kl_coef, entropy_coef
+        self.baseline, self.advantage_scale, self.negative_weight = baseline, advantage_scale, negative_weight
+        self.overlong, self.objective = overlong, objective
+        self.kl_coef, self.entropy_coef, self.lm_coef = kl_coef, entropy_coef, lm_coef
         self.reference: Reference | None = None
         self._agreed = False  # whether sampler and learner have been seen to agree
-        if group_size < 2:
-            raise ValueError(f"model.group_size is {group_size}; a group needs at least 2 completions to compare.")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"model.group_size is {self.group_size}; a group needs at least 2 completions to compare.")
         if self.sampler.temperature == 0:
             raise ValueError("model.sampler.temperature is 0: all completions of a group would be equal; write 1.0.")
-        if policy.lora is not None and policy.lora.dropout:
-            raise ValueError(f"model.policy.lora.dropout is {policy.lora.dropout}; sampler and learner must agree: write 0.")
+        lora = self.policy_spec.lora
+        if lora is not None and lora.dropout:
+            raise ValueError(f"model.policy.lora.dropout is {lora.dropout}; sampler and learner must agree: write 0.")
+        scales = {"batch": ("batch", "none"), "none": ("none",)}.get(self.baseline, ("group", "batch", "none"))
+        if self.advantage_scale not in scales:
+            raise ValueError(
+                f"model.advantage_scale {self.advantage_scale} does not go with baseline {self.baseline}. What goes together: "
+                "group, leave_one_out and phantom_zero with group, batch or none; batch with batch or none; none with none."
+            )
+        if self.objective.surrogate == "reinforce" and self.epochs * self.minibatches > 1:
+            raise ValueError(
+                f"objective.surrogate reinforce goes with one epoch of one minibatch, not {self.epochs} x {self.minibatches}: "
+                "it has no ratio for a policy that has moved. With more steps a rollout write clip, cispo or sapo."
+            )
 
     @property
     def skips_zero_advantages(self) -> bool:
         """Whether rows with advantage 0 have no gradient, so that leaving them out is exact."""
-        return self.kl_coef == 0 and self.entropy_coef == 0
+        kl_term = self.kl_coef != 0 and self.objective.kl_in == "loss"
+        return not kl_term and self.entropy_coef == 0 and self.lm_coef == 0
 
     def policies(self) -> list[Policy]:
         copy = self.reference.copy if self.reference else None
@@ -133,29 +157,49 @@ class GRPO(PolicyModule):
         return Experience(self, loader, plan)
 
     def finish_rollouts(self, rollouts: Rollouts) -> None:
-        """Advantages from rewards, and the reference's log-probabilities where the loss needs them."""
-        rewards = rollouts.rewards.view(-1, self.group_size)
-        if self.advantage_scale == "batch":
-            everyone = self.gather(rollouts.rewards).view(-1, self.group_size)
-            own = slice(self.global_rank * len(rewards), (self.global_rank + 1) * len(rewards))
-            rollouts.advantages = group_advantages(everyone, "batch")[own].flatten()
-        else:
-            rollouts.advantages = group_advantages(rewards, self.advantage_scale).flatten()
-        rollouts.advantages = torch.where(
-            rollouts.advantages < 0, rollouts.advantages * self.negative_weight, rollouts.advantages
-        )
+        """Everything that a scored rollout needs before the first step on it."""
         if self.reference and self.kl_coef:
-            rollouts.ref_logprobs = self._reference_logprobs(rollouts)
+            rollouts.ref_logprobs = self._in_pieces(rollouts, self.reference.score)
+        if self.objective.correction.method != "none" and self.epochs * self.minibatches > 1:
+            rollouts.old_logprobs = self._in_pieces(rollouts, self._own_logprobs)
+        mask = rollouts.loss_mask
+        advantages = self._advantages(rollouts) * mask
+        rollouts.advantages = torch.where(advantages < 0, advantages * self.negative_weight, advantages)
+        if self.objective.top_entropy < 1:
+            everyone = self.gather(rollouts.entropies[mask])
+            rollouts.focus = top_entropy_mask(rollouts.entropies, mask, everyone, self.objective.top_entropy)
 
-    def _reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+    def _advantages(self, rollouts: Rollouts) -> Tensor:
+        """(N, T), from the rewards of this rank and, where the baseline or the scale is the batch's, of all ranks."""
+        mask, penalties = rollouts.mask, torch.zeros_like(rollouts.logprobs)
+        if rollouts.ref_logprobs is not None and self.objective.kl_in == "reward":
+            penalties = self.kl_coef * kl_estimate(rollouts.logprobs, rollouts.ref_logprobs, self.objective.kl_estimator)
+        if self.baseline == "none":
+            return reward_to_go(rollouts.rewards, penalties, mask)
+        if self.baseline == "batch":
+            returns = reward_to_go(rollouts.rewards, penalties, mask)
+            return whiten(returns, rollouts.loss_mask, self.sum_over_ranks, scale=self.advantage_scale == "batch")
+        rewards = rollouts.rewards - penalties.sum(1)
+        own = slice(None)
+        if self.advantage_scale == "batch":
+            own = slice(self.global_rank * len(rewards), (self.global_rank + 1) * len(rewards))
+            rewards = self.gather(rewards)
+        groups = rewards.view(-1, self.group_size)
+        advantages = group_advantages(groups, self.baseline, self.advantage_scale).flatten()
+        return advantages[own, None].expand(mask.shape)
+
+    def _own_logprobs(self, rollouts: Rollouts) -> Tensor:
+        with torch.no_grad():
+            return self.policy.score(rollouts, details=False).logprobs.float()
+
+    def _in_pieces(self, rollouts: Rollouts, score: Callable[[Rollouts], Tensor]) -> Tensor:
         """(N, T), in as many pieces as a pass has micro-batches: what fits in training fits here, and ranks stay in step."""
-        assert self.reference is not None
         prompts, pieces = len(rollouts.prompts), self.minibatches * self.trainer.accumulate_grad_batches
         logprobs = torch.zeros_like(rollouts.logprobs)
         for piece in torch.arange(prompts).chunk(pieces):
             rows = slice(int(piece[0]) * self.group_size, (int(piece[-1]) + 1) * self.group_size)
             with self.forward_context():
-                scored = self.reference.score(rollouts.select(piece.tolist()))
+                scored = score(rollouts.select(piece.tolist()))
             logprobs[rows, : scored.shape[1]] = scored
         return logprobs
 
@@ -163,35 +207,38 @@ class GRPO(PolicyModule):
         rollouts = batch.rows
         assert isinstance(rollouts, Rollouts)
         scores = self.policy.score(rollouts, entropy_grad=self.entropy_coef != 0, details=False)
-        log_ratio = scores.logprobs - rollouts.logprobs  # (N, T), 0 behind a row's end
+        log_ratio = (scores.logprobs - rollouts.logprobs).detach()  # (N, T), 0 behind a row's end
         self._check_sampler(batch, log_ratio)
-        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        advantages = rollouts.advantages[:, None]
-        losses = clipped_surrogate(ratio, advantages, self.clip_low, self.clip_high)
-        shares = {
-            "clip_ratio/low_mean": (ratio < 1 - self.clip_low) & (advantages < 0),
-            "clip_ratio/high_mean": (ratio > 1 + self.clip_high) & (advantages > 0),
-        }
-        if rollouts.ref_logprobs is not None:
-            kl = k3_kl(scores.logprobs, rollouts.ref_logprobs)
-            losses = losses + self.kl_coef * kl
-            shares["kl"] = kl
-        if self.entropy_coef:
-            losses = losses - self.entropy_coef * scores.entropies
+        losses, figures, weights = self.objective.token_losses(scores, rollouts, self.kl_coef, self.entropy_coef)
         loss = (losses * batch.weights).sum()
-        copies = rollouts.copies[:, None] / batch.num_tokens
-        sums = {name: (value.detach() * copies).sum() for name, value in shares.items()}
+        sums = self._means(batch, figures)
+        if self.lm_coef:
+            rows = supervised_rows(self, rollouts.prompts).to(self.device)
+            sums["lm_loss"] = -self.policy.score_batch(rows).logprobs.sum() / batch.num_targets
+            loss = loss + self.lm_coef * sums["lm_loss"]
         # Over the rows that were scored: those without signal may have been left out.
-        drift = {"sampling/sampling_logp_difference/mean": (log_ratio.detach().abs().sum(), rollouts.lengths.sum())}
-        self.record(batch, {"loss": loss} | sums, drift)
+        mask, counted = rollouts.mask, rollouts.lengths.sum()
+        ratios = {"sampling/sampling_logp_difference/mean": (log_ratio.abs().sum(), counted)}
+        ranges = {}
+        if weights is not None:
+            ratios["sampling/importance_sampling_ratio/mean"] = ((weights * mask).sum(), counted)
+            ranges["sampling/importance_sampling_ratio"] = weights[mask]
+        self.record(batch, {"loss": loss} | sums, ratios, ranges)
         return loss * batch.scale
+
+    def _means(self, batch: MicroBatch, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This micro-batch's shares of means over the step's tokens."""
+        rollouts = batch.rows
+        assert isinstance(rollouts, Rollouts)
+        share = rollouts.loss_mask * rollouts.copies[:, None] / max(batch.num_tokens, 1)
+        return {name: (value.detach() * share).sum() for name, value in figures.items()}
 
     def _check_sampler(self, batch: MicroBatch, log_ratio: Tensor) -> None:
         """At the first step of the first rollout nothing has been learned yet: the learner must see what the sampler saw."""
         if self._agreed or not batch.fresh:
             return
         assert isinstance(batch.rows, Rollouts)
-        difference = float(log_ratio.detach().abs().sum() / batch.rows.lengths.sum())
+        difference = float(log_ratio.abs().sum() / batch.rows.lengths.sum())
         exact = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
         if difference > (1e-3 if exact else 5e-2):
             raise ValueError(

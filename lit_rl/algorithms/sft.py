@@ -19,7 +19,7 @@ from lit_rl.module import PolicyModule, default_optimizer
 from lit_rl.plan import BatchPlan
 from lit_rl.schedule import Schedule
 from lit_rl.stream import MicroBatch
-from lit_rl.supervised import SupervisedStream
+from lit_rl.supervised import SupervisedStream, supervised_rows
 from lit_rl.types import PromptBatch, TokenBatch
 
 
@@ -53,21 +53,6 @@ class SFT(PolicyModule):
     def training_stream(self, loader: DataLoader, plan: BatchPlan) -> SupervisedStream:
         return SupervisedStream(self, loader, plan)
 
-    def token_batch(self, prompts: PromptBatch) -> TokenBatch:
-        """Prompts and completions as rows; only targets carry loss."""
-        if not all(prompts.completions):
-            empty = prompts.samples[prompts.completions.index([])].number
-            raise ValueError(f"sample {empty} has no completion to learn; SFT needs data with solutions.")
-        rows = TokenBatch.from_prompts(prompts, int(self.tokenizer.pad_token_id), self.completion_only)
-        longest, context = int(rows.lengths.max()), self.policy.context
-        if context is not None and longest > context:
-            number = prompts.samples[int(rows.lengths.argmax())].number
-            raise ValueError(
-                f"sample {number} has {longest} tokens with its completion, more than the model's {context} positions; "
-                "shorten the data or choose a model with a longer context."
-            )
-        return rows
-
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         assert isinstance(batch.rows, TokenBatch)
         scores = self.policy.score_batch(batch.rows)
@@ -77,7 +62,7 @@ class SFT(PolicyModule):
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        rows = self.token_batch(batch).to(self.device)
+        rows = supervised_rows(self, batch, self.completion_only).to(self.device)
         scores = self.policy.score_batch(rows)
         count = rows.target.sum()
         self.log("val/loss", -scores.logprobs.sum() / count, batch_size=int(count), sync_dist=True)

@@ -1,0 +1,46 @@
+"""How losses of tokens become the loss of an optimizer step, however its rows are spread.
+
+Each token gets its share of one normaliser that was counted over the whole optimizer step on all ranks; a micro-batch's
+loss is then a plain weighted sum, and gradients do not depend on how the batch was cut.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["token", "sequence", "constant"]
+
+
+def token_weights(
+    mask: Tensor,
+    aggregation: Aggregation,
+    num_tokens: int,
+    num_sequences: int,
+    constant_length: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Each token's share of the loss of one optimizer step, counts taken over all its micro-batches on all ranks.
+
+    ``token``: 1 / tokens (DAPO, 2503.14476, eq. 12). ``sequence``: 1 / (sequences * own length) (GRPO, 2402.03300, eq. 3).
+    ``constant``: 1 / (sequences * constant length) (Dr. GRPO, 2503.20783).
+
+    Args:
+        mask: (N, T) bool, True at tokens that count.
+        aggregation: which of the three.
+        num_tokens: tokens that count in the step.
+        num_sequences: sequences in the step with tokens that count.
+        constant_length: the longest possible completion, for ``constant``.
+        dtype: of the weights.
+
+    Returns:
+        (N, T); 0 where the mask is False.
+    """
+    weights = mask.to(dtype)
+    if aggregation == "token":
+        return weights / max(num_tokens, 1)
+    if aggregation == "sequence":
+        return weights / (mask.sum(1, keepdim=True).clamp(min=1) * max(num_sequences, 1))
+    return weights / (max(num_sequences, 1) * constant_length)
