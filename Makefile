@@ -19,10 +19,11 @@ check: .venv/installed  ## format, lint, spelling, types
 	$(BIN)/codespell lit_rl callbacks datamodules configs tests *.md
 	$(BIN)/mypy
 
-learn: .venv/installed  ## the long runs behind the README's figures: quickstart, its control, seed 004's own task
+learn: .venv/installed  ## the long runs behind the README's figures: quickstart, its control, seed 004's own task, every preset
 	$(BIN)/lit-rl pipeline quickstart
 	$(BIN)/lit-rl pipeline shuffled_control
 	$(BIN)/lit-rl pipeline mathformer
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'learning or long' -rP tests/test_learning.py tests/test_presets.py
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -31,7 +31,7 @@ def token_weights(
         mask: (N, T) bool, True at tokens that count.
         aggregation: which of the three.
         num_tokens: tokens that count in the step.
-        num_sequences: sequences in the step with tokens that count.
+        num_sequences: sequences in the step: those with tokens that count, or all of them for ``constant``.
         constant_length: the longest possible completion, for ``constant``.
         dtype: of the weights.
 
@@ -44,3 +44,11 @@ def token_weights(
     if aggregation == "sequence":
         return weights / (mask.sum(1, keepdim=True).clamp(min=1) * max(num_sequences, 1))
     return weights / (max(num_sequences, 1) * constant_length)
+
+
+def counted_sequences(mask: Tensor, aggregation: Aggregation) -> Tensor:
+    """Rows that count as sequences: (N, T) -> (N) bool.
+
+    A mean is over the rows that have tokens left; a constant denominator is constant and counts them all.
+    """
+    return mask.any(1) | (aggregation == "constant")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from lit_rl.aggregation import token_weights
+from lit_rl.aggregation import counted_sequences, token_weights
 from lit_rl.hooks import RolloutCallback
 from lit_rl.metrics import rollout_metrics
 from lit_rl.plan import BatchPlan, balanced_parts
@@ -131,9 +131,11 @@ class Experience(TrainingStream):
 
     def _count(self, rollouts: Rollouts, steps: list[list[int]]) -> list[list[int]]:
         """Of each minibatch over all ranks: tokens and sequences that count, and tokens of true completions."""
-        tokens = rollouts.loss_mask.sum(1).view(-1, self.plan.group_size)
-        targets = tokens.new_tensor([len(completion) for completion in rollouts.prompts.completions])
-        columns = torch.stack([tokens.sum(1), (tokens > 0).sum(1), targets], dim=1)  # (P, 3)
+        mask = rollouts.loss_mask
+        rows = torch.stack([mask.sum(1), counted_sequences(mask, self.module.objective.aggregation)], dim=1)
+        per_prompt = rows.view(-1, self.plan.group_size, 2).sum(1)
+        targets = mask.new_tensor([[len(completion)] for completion in rollouts.prompts.completions], dtype=torch.long)
+        columns = torch.cat([per_prompt, targets], dim=1)  # (P, 3)
         return self.module.sum_over_ranks(torch.stack([columns[prompts].sum(0) for prompts in steps])).tolist()
 
     def _callbacks(self) -> list[RolloutCallback]:

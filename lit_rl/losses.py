@@ -98,7 +98,7 @@ def sapo_loss(ratio: Tensor, advantages: Tensor, positive: float, negative: floa
     Returns:
         (N, T) loss per token.
     """
-    tau = torch.where(advantages > 0, positive, negative).to(ratio.dtype)
+    tau = torch.where(advantages > 0, ratio.new_tensor(positive), ratio.new_tensor(negative))
     return -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
 
 

@@ -12,7 +12,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from lit_rl.algorithms import SFT
+from lit_rl.callbacks import HFExport
 from lit_rl.datamodules import Arithmetic
+from lit_rl.evaluation import Evaluation
 from lit_rl.loading import PolicySpec
 from lit_rl.tasks.infix import Grammar
 
@@ -60,3 +63,15 @@ def quiet_trainer(folder, **options) -> pl.Trainer:
 @pytest.fixture(autouse=True)
 def _same_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def supervised(tmp_path_factory):
+    """The folder of a model that SFT taught the half of the miniature, and its accuracies before and after."""
+    from miniature import SMALL, adamw, fit
+
+    folder = tmp_path_factory.mktemp("sft")
+    torch.manual_seed(0)
+    module = SFT(PolicySpec(config=SMALL, tokenizer="arithmetic"), adamw(3e-3), evaluation=Evaluation(max_new_tokens=6))
+    before, after = fit(module, folder, 110, 64, HFExport())
+    return folder / "export", before, after

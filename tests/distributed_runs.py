@@ -15,6 +15,8 @@ from lit_rl.evaluation import Evaluation
 from lit_rl.export import whole_weights
 from lit_rl.hooks import RolloutCallback
 from lit_rl.loading import LoRASpec
+from lit_rl.objective import Correction, Objective
+from lit_rl.overlong import Overlong
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.strategy import FSDP2Strategy
@@ -36,6 +38,13 @@ def grpo(dtype="float32", **options):
     return GRPO(settings.pop("policy", None) or tiny_spec(dtype=dtype), **settings)
 
 
+def everything(dtype="float32", **options):
+    """All that takes counts, means or a threshold over all ranks."""
+    objective = Objective(kl_in="reward", top_entropy=0.5, correction=Correction("truncate"))
+    options = {"baseline": "batch", "lm_coef": 0.1, "overlong": Overlong("mask"), "sampler": Sampler(24), **options}
+    return grpo(dtype, objective=objective, **options)
+
+
 def sft(dtype="float32"):
     return SFT(tiny_spec(dtype=dtype), optimizer=ADAM, evaluation=SHORT)
 
@@ -45,21 +54,25 @@ RUNS = {
     "grpo without a reference": (lambda: grpo(kl_coef=0.0, advantage_scale="group"), {"max_steps": 4}),
     "grpo lora": (lambda: grpo(policy=tiny_spec(lora=LoRASpec(r=4))), {"max_steps": 4}),
     "grpo gathering layers": (lambda: grpo(policy=tiny_spec(gather="layer")), {"max_steps": 4}),
+    "grpo with everything": (everything, {"max_steps": 4}),
     "sft": (sft, {"max_steps": 4}),
     "gradient of grpo": (lambda: grpo("float64", minibatches=1), {"max_steps": 1}),
+    "gradient of grpo with everything": (lambda: everything("float64", minibatches=1), {"max_steps": 1}),
     "gradient of sft": (lambda: sft("float64"), {"max_steps": 1}),
 }
 
 
 class Keep(RolloutCallback):
-    """Gradients before clipping, sampled texts and the figures of the last step."""
+    """Gradients before clipping, sampled texts, how many tokens they have and the figures of the last step."""
 
     def __init__(self):
         self.texts, self.gradients, self.figures = {}, {}, {}
+        self.tokens = 0
 
     def on_rollout_end(self, trainer, module, rollouts):
         for number, row in zip(rollouts.prompts.numbers, range(0, len(rollouts), rollouts.group_size), strict=True):
             self.texts.setdefault(number, []).append(rollouts.texts[row : row + rollouts.group_size])
+        self.tokens += int(rollouts.lengths.sum())
         return rollouts
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -92,15 +105,17 @@ def fit(name, strategy, devices, accumulate=2):
     )
     module = build()
     trainer.fit(module, tiny_data())
-    texts = [keep.texts]
+    texts, tokens = [keep.texts], [keep.tokens]
     if trainer.world_size > 1:
-        texts = [None] * trainer.world_size
+        texts, tokens = [None] * trainer.world_size, [None] * trainer.world_size
         torch.distributed.all_gather_object(texts, keep.texts)
+        torch.distributed.all_gather_object(tokens, keep.tokens)
     together = {number: lines for part in texts for number, lines in part.items()}
     return {
         "weights": whole_weights(module.policy),
         "gradients": keep.gradients,
         "texts": together,
+        "tokens": tokens,
         "figures": keep.figures,
         "zero": trainer.is_global_zero,
     }

@@ -14,8 +14,9 @@ from lit_rl.pipeline import load_stages
 FOLDER = Path(lit_rl.configs.__path__[0])
 FILES = sorted(str(path.relative_to(FOLDER))[: -len(".yaml")] for path in FOLDER.rglob("*.yaml"))
 PIPELINES = [name for name in FILES if "stages" in read_yaml(find_config(name))]
-OVERLAYS = [name for name in FILES if "/" in name]
-RUNS = [name for name in FILES if name not in PIPELINES + OVERLAYS]
+PRESETS = [name for name in FILES if name.startswith("objective/")]
+OVERLAYS = [name for name in FILES if "/" in name and name not in PRESETS]
+RUNS = [name for name in FILES if name not in PIPELINES + OVERLAYS + PRESETS]
 LONGEST = 60  # lines
 
 
@@ -41,7 +42,7 @@ def test_a_config_fits_on_a_page(name):
     assert len(Path(find_config(name)).read_text(encoding="utf-8").splitlines()) <= LONGEST
 
 
-@pytest.mark.parametrize("name", RUNS + OVERLAYS)
+@pytest.mark.parametrize("name", RUNS + OVERLAYS + PRESETS)
 def test_the_command_of_a_config_is_right(name):
     check_arguments(first_command(name))
 
@@ -50,6 +51,12 @@ def test_the_command_of_a_config_is_right(name):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_goes_on_every_run(run, overlay):
     check_arguments(["fit", "--config", run, "--config", overlay])
+
+
+@pytest.mark.parametrize("run", [name for name in RUNS if read_yaml(find_config(name))["model"]["class_path"] == "GRPO"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_goes_on_every_run_of_grpo(run, preset):
+    check_arguments(["fit", "--config", run, "--config", preset])
 
 
 @pytest.mark.parametrize("name", PIPELINES)

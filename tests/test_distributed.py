@@ -57,6 +57,14 @@ def test_two_processes_sample_the_text_of_one(one, two, name):
     assert two[name]["texts"] == one[name]["texts"]
 
 
+@pytest.mark.parametrize("name", ["grpo with everything", "gradient of grpo with everything"])
+def test_two_processes_share_tokens_unequally(one, two, name):
+    """Else a mean over ranks would do for counts over all of them."""
+    tokens = two[name]["tokens"]
+    assert sum(tokens) == one[name]["tokens"][0]
+    assert tokens[0] != tokens[1]
+
+
 @pytest.mark.parametrize("name", [name for name in RUNS if "gradient" in name])
 def test_gradient_of_two_processes_is_that_of_one_in_float64(one, two, name):
     assert one[name]["gradients"]

@@ -1,0 +1,159 @@
+"""Seconds of a whole GRPO step: sampling, reward, update.
+
+    python -m benchmarks.grpo_step --against trl
+
+Both sides train a copy of the same random llama on the same prompts with the same reward, limits, precision and threads. TRL
+generates with transformers' ``generate``, without checkpointing and without mixed precision, all rows in one batch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from benchmarks.timing import alternate, arguments, report
+from benchmarks.workloads import WORKLOADS, Prompts, Workload, save_model, texts
+from lit_rl.algorithms import GRPO
+from lit_rl.loading import PolicySpec
+from lit_rl.objective import Objective
+from lit_rl.rewards import Reward
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.sampler import Sampler
+
+STEPS = 3
+"""Measured steps of a run; one before them is not counted."""
+
+
+class Place(Reward):
+    """A completion's place in its group: rewards that differ within every group, at no cost."""
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        places = torch.arange(len(rollouts)) % rollouts.group_size
+        return places / rollouts.group_size
+
+
+class Clock(pl.Callback):
+    """When each optimizer step ended, and how many tokens it was about."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.tokens: list[float] = []
+        self.parts: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+        metrics = trainer.callback_metrics
+        self.parts.append(float(metrics["time/rollout"]))
+        self.tokens.append(float(metrics["completions/mean_length"]))
+
+
+def lit_rl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str, float]:
+    """Train for a few steps; the median step."""
+    module = GRPO(
+        PolicySpec(pretrained=model),
+        Sampler(max_new_tokens=workload.new_tokens),
+        Place(),
+        group_size=workload.group_size,
+        objective=Objective(clip_high=0.28),
+        kl_coef=workload.kl_coef,
+    )
+    clock = Clock()
+    trainer = pl.Trainer(
+        accelerator=device,
+        devices=1,
+        max_steps=STEPS + 1,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+    )
+    module.configure_model()
+    if not end:
+        module.policy.end_tokens = []
+    trainer.fit(module, Prompts(texts(workload, workload.prompts * (STEPS + 1)), workload.prompts))
+    seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
+    tokens = statistics.mean(clock.tokens[1:]) * workload.rows
+    step = statistics.median(seconds)
+    return {"seconds": step, "rollout_seconds": statistics.median(clock.parts[1:]), "tokens_per_second": tokens / step}
+
+
+def trl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str, float]:
+    """The same by TRL."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    ends: list[float] = []
+    tokens: list[int] = []
+
+    class StepClock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            ends.append(time.perf_counter())
+
+    def place(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        tokens.append(sum(len(ids) for ids in completion_ids))
+        return [row % workload.group_size / workload.group_size for row in range(len(completions))]
+
+    options = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=workload.rows,
+        num_generations=workload.group_size,
+        max_completion_length=workload.new_tokens,
+        max_steps=STEPS + 1,
+        beta=workload.kl_coef,
+        epsilon_high=0.28,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=device == "cpu",
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        shuffle_dataset=False,
+    )
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        reward_funcs=place,
+        args=options,
+        train_dataset=Dataset.from_dict({"prompt": texts(workload, workload.prompts * (STEPS + 1))}),
+        processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+        callbacks=[StepClock()],
+    )
+    if not end:
+        trainer.generation_config.eos_token_id = trainer.model.generation_config.eos_token_id = None
+        trainer.eos_token_ids = [-1]
+    trainer.train()
+    step = statistics.median(after - before for before, after in zip(ends, ends[1:], strict=False))
+    return {"seconds": step, "tokens_per_second": statistics.mean(tokens[1:]) / step}
+
+
+def main() -> None:
+    args = arguments(str(__doc__), ["trl"], list(WORKLOADS))
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        model = save_model(Path(folder))
+        for name in args.workloads:
+            for end in (True, False):
+                workload = WORKLOADS[name]
+                sides = {"lit_rl": lambda w=workload, e=end: lit_rl_run(model, w, e, args.device)}
+                if args.against:
+                    sides["trl"] = lambda w=workload, e=end: trl_run(model, w, e, args.device)
+                report("grpo_step", name, alternate(sides, args.runs), end_token=end, runs=args.runs, device=args.device)
+
+
+if __name__ == "__main__":
+    main()

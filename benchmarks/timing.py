@@ -1,0 +1,53 @@
+"""Two sides measured in turns, A B A B, and the ratio of their medians as one JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def arguments(description: str, peers: list[str], workloads: list[str]) -> argparse.Namespace:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--against", choices=peers, help="measure the peer too, in turns")
+    parser.add_argument("--workloads", nargs="+", choices=workloads, default=[name for name in workloads if name != "tiny"])
+    parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of either side")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def alternate(sides: dict[str, Callable[[], dict[str, float]]], runs: int) -> dict[str, dict[str, float]]:
+    """Run the sides in turns; the median of each figure that a side returns.
+
+    Args:
+        sides: each measures itself once and returns named figures.
+        runs: measured turns; one before them is not counted.
+    """
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for turn in range(runs + 1):
+        for name, measure in sides.items():
+            figure = measure()
+            if turn:
+                figures[name].append(figure)
+    return {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in figures.items()
+    }
+
+
+def report(benchmark: str, workload: str, medians: dict[str, dict[str, float]], **more: Any) -> None:
+    """Print one JSON line; ``ratio`` is the peer's seconds over ours."""
+    ours, *peers = medians
+    line: dict[str, Any] = {"benchmark": benchmark, "workload": workload, **more}
+    for name, figures in medians.items():
+        line |= {f"{name}/{key}": round(value, 4) for key, value in figures.items()}
+    if peers:
+        line["ratio"] = round(medians[peers[0]]["seconds"] / medians[ours]["seconds"], 2)
+    print(json.dumps(line), flush=True)
