@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def lit_rl_run(model: str, workload: Workload, end: bool, device: str) -> dict[s
     if not end:
         module.policy.end_tokens = []
     trainer.fit(module, Prompts(texts(workload, workload.prompts * (STEPS + 1)), workload.prompts))
-    seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(clock.ends)]
     tokens = statistics.mean(clock.tokens[1:]) * workload.rows
     step = statistics.median(seconds)
     return {"seconds": step, "rollout_seconds": statistics.median(clock.parts[1:]), "tokens_per_second": tokens / step}
@@ -137,7 +138,7 @@ def trl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str,
         trainer.generation_config.eos_token_id = trainer.model.generation_config.eos_token_id = None
         trainer.eos_token_ids = [-1]
     trainer.train()
-    step = statistics.median(after - before for before, after in zip(ends, ends[1:], strict=False))
+    step = statistics.median(after - before for before, after in pairwise(ends))
     return {"seconds": step, "tokens_per_second": statistics.mean(tokens[1:]) / step}
 
 

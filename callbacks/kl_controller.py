@@ -22,7 +22,7 @@ class KLController(Callback):
     def __init__(self, target: float = 0.1, gain: float = 0.1) -> None:
         if target <= 0 or not 0 < gain < 5:
             raise ValueError(
-                f"KLController: target is {target} and gain {gain}; write a target above 0 and a gain from 0 to 5."
+                f"KLController: target is {target} and gain {gain}; write a target above 0 and a gain between 0 and 5."
             )
         self.target, self.gain = target, gain
         self._coef: float | None = None  # as it was in a checkpoint
@@ -33,6 +33,9 @@ class KLController(Callback):
             raise ValueError("KLController needs a KL term to control; write model.kl_coef above 0, where it starts from.")
         if self._coef is not None:
             module.kl_coef = self._coef  # type: ignore[assignment]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,7 +48,7 @@ class KLController(Callback):
         module.log("kl_coef", self._coef)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"coef": self._coef, "step": self._step}
+        return {"coef": self._coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._coef, self._step = state["coef"], state["step"]
+        self._coef = state["coef"]

@@ -124,7 +124,7 @@ class Experience(TrainingStream):
         """The prompts whose rows have a gradient; at least one for each micro-batch, since every rank runs them all."""
         if not self.module.skips_zero_advantages:
             return prompts
-        signal = (rollouts.advantages != 0).view(-1, self.plan.group_size).any(1).tolist()
+        signal = (rollouts.advantages != 0).any(1).view(-1, self.plan.group_size).any(1).tolist()
         useful = [prompt for prompt in prompts if signal[prompt]]
         fill = [prompt for prompt in prompts if not signal[prompt]]
         return useful + fill[: max(0, self.plan.accumulate - len(useful))]

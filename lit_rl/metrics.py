@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_rl.advantages import equal_groups
+from lit_rl.kl import kl_estimate
 from lit_rl.rollouts import Rollouts
 
 
@@ -81,5 +82,8 @@ def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> d
         "completions/clipped_ratio": truncated.float().mean(),
         "entropy": gather(rollouts.entropies.sum(1)).sum() / lengths.sum(),
     }
+    if rollouts.ref_logprobs is not None:
+        kl = kl_estimate(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.mask
+        metrics["kl"] = gather(kl.sum(1)).sum() / lengths.sum()
     metrics |= {f"rewards/{name}/mean": gather(values).mean() for name, values in rollouts.parts.items()}
     return {name: float(value) for name, value in metrics.items()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_rl.aggregation import Aggregation
+from lit_rl.choices import check_choice
 from lit_rl.kl import KLEstimator, kl_estimate
 from lit_rl.logprobs import TokenScores
 from lit_rl.losses import (
@@ -30,6 +31,16 @@ from lit_rl.losses import (
 from lit_rl.rollouts import Rollouts
 
 Surrogate = Literal["clip", "cispo", "sapo", "reinforce"]
+Level = Literal["token", "sequence"]
+KLPlace = Literal["loss", "reward"]
+CorrectionMethod = Literal["none", "truncate", "mask"]
+CHOICES = {
+    "surrogate": Surrogate,
+    "ratio": Level,
+    "aggregation": Aggregation,
+    "kl_estimator": KLEstimator,
+    "kl_in": KLPlace,
+}
 GOES_WITH = {
     "clip": "ratio token or sequence, clip_low, clip_high, and with ratio token dual_clip",
     "cispo": "ratio token, clip_low, clip_high",
@@ -43,11 +54,11 @@ GOES_WITH = {
 class Correction:
     """Importance weights between the sampler and the learner, where they compute the same policy otherwise."""
 
-    method: Literal["none", "truncate", "mask"] = "none"
+    method: CorrectionMethod = "none"
     """``none`` takes the sampler's log-probabilities for the old policy's. Otherwise the learner's own are the old ones, and
     the loss is weighted by p_learner / p_sampler: ``truncate`` cuts weights to [low, high], ``mask`` leaves out what is
     outside."""
-    level: Literal["token", "sequence"] = "token"
+    level: Level = "token"
     """A weight for each token, or for each sequence, the product over its tokens."""
     low: float = 0.0
     """Smallest weight that stays, at most 1."""
@@ -55,6 +66,10 @@ class Correction:
     """Largest weight that stays, at least 1."""
 
     def __post_init__(self) -> None:
+        check_choice("correction.method", self.method, CorrectionMethod)
+        check_choice("correction.level", self.level, Level)
+        if self.method == "none" and (self.level, self.low, self.high) != ("token", 0.0, 3.0):
+            raise ValueError("correction.level, low and high go with method truncate or mask; write one of them.")
         if not 0 <= self.low <= 1 <= self.high:
             raise ValueError(
                 f"correction.low is {self.low} and correction.high {self.high}; a weight of 1 must stay: write low from 0 to 1 "
@@ -67,8 +82,10 @@ class TokenLosses(NamedTuple):
 
     losses: Tensor
     """(N, T), with gradient."""
-    figures: dict[str, Tensor]
-    """For the log, each (N, T): means over the tokens that count."""
+    shares: dict[str, Tensor]
+    """For the log, each (N, T) bool: which tokens an option stopped; none where the advantage is 0."""
+    means: dict[str, Tensor]
+    """For the log, each (N, T): to be averaged over the tokens that were scored."""
     weights: Tensor | None
     """(N, T) importance weights between sampler and learner, None without correction."""
 
@@ -80,7 +97,7 @@ class Objective:
     surrogate: Surrogate = "clip"
     """``clip`` is PPO's (arXiv 1707.06347), ``cispo`` clips the weight and never the gradient (2506.13585), ``sapo`` gates it
     softly (2511.20347), ``reinforce`` is -A log p."""
-    ratio: Literal["token", "sequence"] = "token"
+    ratio: Level = "token"
     """Importance ratio of each token, or one of each sequence, the geometric mean (GSPO, 2507.18071)."""
     clip_low: float = 0.2
     """How far the ratio may fall below 1 before its gradient stops; with cispo, its weight."""
@@ -104,15 +121,22 @@ class Objective:
     """How the KL to the reference is estimated; ``k1`` in the loss has a gradient of mean zero unless it is weighted."""
     kl_weighted: bool = False
     """Weight the KL by the token ratio, which makes its gradient that of KL(policy || reference) (2512.02556)."""
-    kl_in: Literal["loss", "reward"] = "loss"
+    kl_in: KLPlace = "loss"
     """Whether the KL is a term of the loss, or is taken off the reward at each token."""
     correction: Correction = Correction()
     """Importance weights between the sampler and the learner."""
 
     def __post_init__(self) -> None:
+        for option, choices in CHOICES.items():
+            check_choice(f"objective.{option}", getattr(self, option), choices)
         self._check_surrogate()
-        if min(self.clip_low, self.clip_high) < 0 or min(self.sapo_positive, self.sapo_negative) <= 0:
-            raise ValueError("objective: clip_low and clip_high are at least 0, sapo_positive and sapo_negative above 0.")
+        for option in ("clip_low", "clip_high", "off_policy_threshold", "dual_clip"):
+            if not getattr(self, option) >= 0:
+                raise ValueError(f"objective.{option} is {getattr(self, option)}; write 0 or more.")
+        if not min(self.sapo_positive, self.sapo_negative) > 0:
+            raise ValueError(
+                f"objective.sapo_positive is {self.sapo_positive} and sapo_negative {self.sapo_negative}; write more than 0."
+            )
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
             raise ValueError(f"objective.dual_clip is {self.dual_clip}; write more than 1 + clip_high = {1 + self.clip_high}.")
         if not 0 < self.top_entropy <= 1:
@@ -150,29 +174,27 @@ class Objective:
             kl_coef: weight of the KL to the reference.
             entropy_coef: weight of the entropy bonus.
         """
-        logprobs = scores.logprobs
+        logprobs, means = scores.logprobs, {}
         old = self._old_logprobs(logprobs, rows)
         ratio = token_ratio(logprobs, old)
-        losses, figures = self._surrogate(logprobs, old, ratio, rows)
+        losses, shares = self._surrogate(logprobs, old, ratio, rows)
         weights = self._correction(old, rows)
         if weights is not None:
             losses = losses * weights
+            means["sampling/mismatch_kl"] = kl_estimate(rows.logprobs, old)
         if self.off_policy_threshold:
             keep = off_policy_mask(logprobs, rows.logprobs, rows.mask, rows.advantages, self.off_policy_threshold)
             losses = losses * keep
-            figures["off_policy_masked"] = ~keep
+            shares["off_policy_masked"] = ~keep
         if rows.focus is not None:
             losses = losses * rows.focus
-        if rows.ref_logprobs is not None:
-            figures["kl"] = kl_estimate(logprobs.detach(), rows.ref_logprobs)
-            if self.kl_in == "loss":
-                kl = kl_estimate(logprobs, rows.ref_logprobs, self.kl_estimator)
-                losses = losses + kl_coef * (kl * ratio if self.kl_weighted else kl)
+        if rows.ref_logprobs is not None and self.kl_in == "loss":
+            kl = kl_estimate(logprobs, rows.ref_logprobs, self.kl_estimator)
+            losses = losses + kl_coef * (kl * ratio if self.kl_weighted else kl)
+            means["kl"] = kl_estimate(logprobs.detach(), rows.ref_logprobs)
         if entropy_coef:
             losses = losses - entropy_coef * scores.entropies
-        if self.correction.method != "none":
-            figures["sampling/mismatch_kl"] = kl_estimate(rows.logprobs, old)
-        return TokenLosses(losses, figures, weights)
+        return TokenLosses(losses, shares, means, weights)
 
     def _old_logprobs(self, logprobs: Tensor, rows: Rollouts) -> Tensor:
         """(N, T) of the policy that the ratio compares with."""

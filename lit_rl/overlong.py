@@ -7,20 +7,24 @@ from typing import Literal
 
 from torch import Tensor
 
+from lit_rl.choices import check_choice
 from lit_rl.rollouts import Rollouts
+
+OverlongAction = Literal["keep", "mask", "penalize"]
 
 
 @dataclass(frozen=True)
 class Overlong:
     """How completions that are too long are treated."""
 
-    action: Literal["keep", "mask", "penalize"] = "keep"
+    action: OverlongAction = "keep"
     """``keep`` scores them as they are, ``mask`` leaves truncated ones out of the loss (their rewards still count in their
     group's mean), ``penalize`` takes up to 1 off the reward as they near the limit (DAPO, arXiv 2503.14476, section 3.4)."""
     buffer: float = 0.0
     """Share of ``sampler.max_new_tokens`` over which the penalty grows from 0 to 1; for ``penalize``, 0.2 in the paper."""
 
     def __post_init__(self) -> None:
+        check_choice("overlong.action", self.action, OverlongAction)
         if (self.action == "penalize") != (self.buffer != 0):
             raise ValueError(
                 f"overlong.action is {self.action} and overlong.buffer is {self.buffer}; a buffer above 0 goes with penalize, "

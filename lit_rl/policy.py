@@ -44,6 +44,7 @@ class Policy(nn.Module):
         # Linear attention writes its state in place, which the backward pass of a shared prompt cannot follow.
         linear = "linear_attention" in (getattr(causal_lm.config, "layer_types", None) or ())
         self.shares_prompts = not spec.gradient_checkpointing and not linear
+        self.shares_keys = False  # whether sampling may hold a prompt's keys once per group; `check_policy` finds out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Move and cast, but keep the precision of buffers that are no weights: in bfloat16 rotary angles drift."""

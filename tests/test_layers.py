@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"types", "files", "randomness"},
+    {"types", "files", "randomness", "choices"},
     {"tasks", "rollouts", "advantages", "losses", "kl", "aggregation", "logprobs", "plan"},
     {"rewards", "metrics", "curves", "schedule", "objective", "overlong"},
     {"loading", "policy", "policy_check", "sampling", "reference", "strategy", "evaluation"},

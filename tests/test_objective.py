@@ -207,7 +207,8 @@ def test_figures_are_the_shares_and_means_that_their_names_say():
     o = Objective(off_policy_threshold=THRESHOLD, correction=CORRECTIONS[1], **SURROGATES["clip"])
     for seed in SEEDS:
         batch = Batch(seed)
-        figures = o.token_losses(TokenScores(batch.logprobs, batch.entropies, None), batch.rollouts, KL_COEF, 0.0).figures
+        told = o.token_losses(TokenScores(batch.logprobs, batch.entropies, None), batch.rollouts, KL_COEF, 0.0)
+        figures = told.shares | told.means
         told = {name: float(counted_tokens(value.double().expand(8, WIDTH), batch).mean()) for name, value in figures.items()}
         rows = [(row, batch.leaves(batch.logprobs)[n]) for n, row in enumerate(batch.rows) if row.counted and row.sampler]
         tokens = [

@@ -42,12 +42,12 @@ def objectives(draw, kl=True) -> Objective:
         kl_estimator=draw(st.sampled_from(["k1", "k2", "k3"])),
         kl_weighted=kl_in == "loss" and draw(st.booleans()),
         kl_in=kl_in,
-        correction=draw(corrections(st.sampled_from(["none", "truncate", "mask"]))),
+        correction=draw(st.just(Correction()) | corrections()),
     )
 
 
-def corrections(methods: st.SearchStrategy) -> st.SearchStrategy:
-    levels = st.sampled_from(["token", "sequence"])
+def corrections() -> st.SearchStrategy:
+    methods, levels = st.sampled_from(["truncate", "mask"]), st.sampled_from(["token", "sequence"])
     return st.builds(Correction, methods, levels, low=st.floats(0, 1), high=st.floats(1, 5))
 
 

@@ -146,11 +146,11 @@ def lit_rl(
     total, logged = torch.zeros(()), {"tokens": tokens}
     for piece in pieces:
         scores = policy.score(piece, entropy_grad=entropy != 0, details=False)
-        losses, figures, weights = objective.token_losses(scores, piece, kl, entropy)
+        losses, shares, means, weights = objective.token_losses(scores, piece, kl, entropy)
         loss = (losses * token_weights(piece.loss_mask, objective.aggregation, tokens, rows, LIMIT)).sum()
         loss.backward()
         total += loss.detach()
-        logged |= {name: float((value * piece.loss_mask).sum() / tokens) for name, value in figures.items()}
+        logged |= {name: float((value * piece.loss_mask).sum() / tokens) for name, value in (shares | means).items()}
         logged |= {"ratio": (scores.logprobs.detach() - piece.logprobs).exp(), "weights": weights, "rows": piece}
     return Result(total, gradient_of(policy.model), logged)
 

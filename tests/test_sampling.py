@@ -137,7 +137,7 @@ def chi_square(counts: list[int], chances: list[float]) -> float:
 def test_draws_are_as_frequent_as_their_chances(options, chances):
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(20_000, 4)
     uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(1))
-    counts = choose(logits, *options, uniform).tokens.bincount(minlength=4).tolist()
+    counts = choose(logits, torch.full((len(logits),), options[0]), *options[1:], uniform).tokens.bincount(minlength=4).tolist()
     assert counts[len(chances) :] == [0] * (4 - len(chances))
     assert chi_square(counts[: len(chances)], chances) < CRITICAL[len(chances) - 1]
 
@@ -180,10 +180,22 @@ def test_top_p_keeps_a_token_that_alone_holds_more():
 
 
 def test_top_p_of_almost_nothing_is_greedy():
-    choice = choose(torch.tensor([[0.1, 0.2, 0.15]]), 1.0, 0, 1e-6, torch.tensor([0.999]))
+    choice = choose(torch.tensor([[0.1, 0.2, 0.15]]), torch.ones(1), 0, 1e-6, torch.tensor([0.999]))
     assert choice.tokens.tolist() == [1]
     assert choice.logprobs.tolist() == [0.0]
     assert choice.entropies.tolist() == [0.0]
+
+
+def test_top_p_keeps_tokens_that_tie_with_the_crossing_one():
+    assert kept([0.5, 0.25, 0.25], 0, 0.6) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9, 0.999])
+def test_a_nucleus_of_any_size_is_that_of_a_full_sort(top_p):
+    logp = torch.randn(6, 3000, generator=torch.Generator().manual_seed(3), dtype=torch.float64).log_softmax(-1)
+    descending, order = logp.exp().sort(dim=-1, descending=True)
+    expected = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, descending.cumsum(-1) - descending < top_p)
+    assert torch.equal(kept_tokens(logp, 0, top_p), expected)
 
 
 def test_top_k_keeps_tokens_that_tie_with_the_last():
@@ -202,15 +214,12 @@ def test_a_top_k_that_keeps_everything_is_none(top_k):
 
 
 def test_log_probability_and_entropy_are_those_of_the_kept_tokens():
-    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    choice = choose(logits, 1.0, 0, 0.6, torch.tensor([0.9]))
-    # Sorted stably 0.5 and the first 0.25 are kept: 2/3 and 1/3.
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    choice = choose(logits, torch.ones(1), 0, 0.6, torch.tensor([0.9]))
+    # 0.5 and 0.3 are kept: 5/8 and 3/8.
     assert choice.tokens.tolist() == [1]
-    assert float(choice.logprobs) == pytest.approx(math.log(1 / 3), abs=1e-6)
-    assert float(choice.entropies) == pytest.approx(math.log(3) - 2 / 3 * math.log(2), abs=1e-6)
-
-
-# --- from a uniform number to a token ----------------------------------------------------------------------------
+    assert float(choice.logprobs) == pytest.approx(math.log(3 / 8), abs=1e-6)
+    assert float(choice.entropies) == pytest.approx(math.log(8) - 5 / 8 * math.log(5) - 3 / 8 * math.log(3), abs=1e-6)
 
 
 def test_a_uniform_number_picks_the_token_whose_share_it_falls_into():
@@ -241,7 +250,7 @@ def test_a_token_without_probability_is_never_drawn(weights, uniform):
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.5, LAST]), st.integers(1, 5), st.sampled_from([0.05, 0.5, 1.0]))
 def test_a_token_outside_the_support_is_never_drawn(seed, uniform, top_k, top_p):
     logits = 10 * torch.randn(1, 40, generator=torch.Generator().manual_seed(seed))
-    choice = choose(logits, 0.7, top_k, top_p, torch.tensor([uniform]))
+    choice = choose(logits, torch.full((1,), 0.7), top_k, top_p, torch.tensor([uniform]))
     assert bool(choice.kept[0, choice.tokens[0]])
     assert bool(choice.logprobs.isfinite().all())
 

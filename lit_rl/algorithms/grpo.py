@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_rl.advantages import AdvantageScale, Baseline, group_advantages, reward_to_go, whiten
+from lit_rl.choices import check_choice
 from lit_rl.evaluation import Evaluation
 from lit_rl.experience import Experience
 from lit_rl.kl import kl_estimate
@@ -41,6 +42,9 @@ from lit_rl.sampling.sampler import Sampler
 from lit_rl.schedule import Schedule
 from lit_rl.stream import MicroBatch
 from lit_rl.supervised import supervised_rows
+
+ROUNDING = 1e-5
+"""Nats by which two computations of one log-probability may differ in float32."""
 
 
 def small_steps(params: Any) -> torch.optim.Optimizer:
@@ -107,6 +111,11 @@ class GRPO(PolicyModule):
         self._check_options()
 
     def _check_options(self) -> None:
+        check_choice("model.baseline", self.baseline, Baseline)
+        check_choice("model.advantage_scale", self.advantage_scale, AdvantageScale)
+        for option, least in {"epochs": 1, "minibatches": 1, "negative_weight": 0, "kl_coef": 0, "lm_coef": 0}.items():
+            if not getattr(self, option) >= least:
+                raise ValueError(f"model.{option} is {getattr(self, option)}; write {least} or more.")
         if self.group_size < 2:
             raise ValueError(f"model.group_size is {self.group_size}; a group needs at least 2 completions to compare.")
         if self.sampler.temperature == 0:
@@ -173,7 +182,9 @@ class GRPO(PolicyModule):
         """(N, T), from the rewards of this rank and, where the baseline or the scale is the batch's, of all ranks."""
         mask, penalties = rollouts.mask, torch.zeros_like(rollouts.logprobs)
         if rollouts.ref_logprobs is not None and self.objective.kl_in == "reward":
-            penalties = self.kl_coef * kl_estimate(rollouts.logprobs, rollouts.ref_logprobs, self.objective.kl_estimator)
+            kl = kl_estimate(rollouts.logprobs, rollouts.ref_logprobs, self.objective.kl_estimator)
+            # Before the first step all of it is rounding, which would make equal rewards unequal.
+            penalties = self.kl_coef * kl.masked_fill((rollouts.logprobs - rollouts.ref_logprobs).abs() < ROUNDING, 0.0)
         if self.baseline == "none":
             return reward_to_go(rollouts.rewards, penalties, mask)
         if self.baseline == "batch":
@@ -209,29 +220,24 @@ class GRPO(PolicyModule):
         scores = self.policy.score(rollouts, entropy_grad=self.entropy_coef != 0, details=False)
         log_ratio = (scores.logprobs - rollouts.logprobs).detach()  # (N, T), 0 behind a row's end
         self._check_sampler(batch, log_ratio)
-        losses, figures, weights = self.objective.token_losses(scores, rollouts, self.kl_coef, self.entropy_coef)
+        losses, shares, means, weights = self.objective.token_losses(scores, rollouts, self.kl_coef, self.entropy_coef)
         loss = (losses * batch.weights).sum()
-        sums = self._means(batch, figures)
+        mask, copies = rollouts.loss_mask, rollouts.copies[:, None]
+        sums = {name: (value * mask * copies).sum() / max(batch.num_tokens, 1) for name, value in shares.items()}
         if self.lm_coef:
             rows = supervised_rows(self, rollouts.prompts).to(self.device)
             sums["lm_loss"] = -self.policy.score_batch(rows).logprobs.sum() / batch.num_targets
             loss = loss + self.lm_coef * sums["lm_loss"]
-        # Over the rows that were scored: those without signal may have been left out.
-        mask, counted = rollouts.mask, rollouts.lengths.sum()
-        ratios = {"sampling/sampling_logp_difference/mean": (log_ratio.abs().sum(), counted)}
+        # Over the tokens that were scored: groups without signal may have been left out.
+        scored = (rollouts.mask * copies).sum()
+        means["sampling/sampling_logp_difference/mean"] = log_ratio.abs()
         ranges = {}
         if weights is not None:
-            ratios["sampling/importance_sampling_ratio/mean"] = ((weights * mask).sum(), counted)
-            ranges["sampling/importance_sampling_ratio"] = weights[mask]
+            means["sampling/importance_sampling_ratio/mean"] = weights
+            ranges["sampling/importance_sampling_ratio"] = weights[rollouts.mask]
+        ratios = {name: ((value * rollouts.mask * copies).sum(), scored) for name, value in means.items()}
         self.record(batch, {"loss": loss} | sums, ratios, ranges)
         return loss * batch.scale
-
-    def _means(self, batch: MicroBatch, figures: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This micro-batch's shares of means over the step's tokens."""
-        rollouts = batch.rows
-        assert isinstance(rollouts, Rollouts)
-        share = rollouts.loss_mask * rollouts.copies[:, None] / max(batch.num_tokens, 1)
-        return {name: (value.detach() * share).sum() for name, value in figures.items()}
 
     def _check_sampler(self, batch: MicroBatch, log_ratio: Tensor) -> None:
         """At the first step of the first rollout nothing has been learned yet: the learner must see what the sampler saw."""

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from lit_rl.logprobs import distribution, entropy
 
+NUCLEUS = 256
+"""Tokens that are sorted first to find a nucleus; eight times as many where it is larger."""
+
 
 class Choice(NamedTuple):
     """Tokens (n), their log-probabilities (n), the distribution's entropies (n) in nats, and the (n, V) mask of the
@@ -24,25 +27,25 @@ class Choice(NamedTuple):
     kept: Tensor | None
 
 
-def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform: Tensor) -> Choice:
+def choose(logits: Tensor, temperature: Tensor | None, top_k: int, top_p: float, uniform: Tensor) -> Choice:
     """Draw one token per row.
 
     Args:
         logits: (n, V).
-        temperature: divides the logits; 0 takes the most likely token, whose log-probability is then the untempered one.
+        temperature: (n), divides the logits; None takes the most likely token, whose log-probability is then untempered.
         top_k: keep the k most likely tokens (and those that tie with the last); 0 keeps all.
-        top_p: keep the most likely tokens up to the one that carries their mass to top_p or over it; 1 keeps all.
+        top_p: keep the most likely tokens up to the one that carries their mass to top_p or over it (and those that tie with
+            it); 1 keeps all.
         uniform: (n) float32 in [0, 1).
     """
-    if temperature == 0:
+    if temperature is None:
         logp = distribution(logits)
         tokens = logp.argmax(-1)
         return Choice(tokens, _at(logp, tokens), entropy(logp), None)
-    heat = torch.full((len(logits),), temperature, dtype=torch.float32, device=logits.device)
-    logp = distribution(logits, heat)
+    logp = distribution(logits, temperature)
     kept = kept_tokens(logp, top_k, top_p)
     if kept is not None:
-        logp = distribution(logits, heat, kept)
+        logp = distribution(logits, temperature, kept)
     tokens = invert(logp.exp(), uniform)
     return Choice(tokens, _at(logp, tokens), entropy(logp), kept)
 
@@ -54,12 +57,23 @@ def kept_tokens(logp: Tensor, top_k: int, top_p: float) -> Tensor | None:
         kept = logp >= logp.topk(top_k).values[:, -1:]
         logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
     if top_p < 1:
-        descending, order = logp.exp().sort(dim=-1, descending=True, stable=True)
-        before = descending.cumsum(-1) - descending
-        # A token stays where the mass before it has not reached top_p: the first always does, and so does the crossing one.
-        nucleus = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before < top_p)
+        nucleus = logp >= _nucleus_threshold(logp, top_p)[:, None]
         kept = nucleus if kept is None else kept & nucleus
     return kept
+
+
+def _nucleus_threshold(logp: Tensor, top_p: float) -> Tensor:
+    """(n) log-probability of the least likely token of the nucleus, sorting no more tokens than it takes."""
+    vocabulary = logp.shape[-1]
+    size = min(NUCLEUS, vocabulary)
+    while True:
+        descending = logp.topk(size).values
+        chances = descending.exp()
+        # A token stays where the mass before it has not reached top_p: the first always does, and so does the crossing one.
+        inside = (chances.cumsum(-1) - chances < top_p).sum(-1)
+        if size == vocabulary or bool((inside < size).all()):
+            return descending.gather(1, inside[:, None] - 1)[:, 0]
+        size = min(8 * size, vocabulary)
 
 
 def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_rl.policy import Policy
 from lit_rl.rollouts import Rollouts, Support
-from lit_rl.sampling.cache import make_room, repeat_cache, select_cache
+from lit_rl.sampling.batch import DecodingBatch
 from lit_rl.sampling.choose import Choice, choose
 from lit_rl.types import PromptBatch
 
@@ -30,18 +30,27 @@ class Sampler:
 
     max_new_tokens: int = 256
     """Longest completion in tokens, the end token among them; what runs into it is truncated."""
-    temperature: float = 1.0
-    """Divides the logits; log-probabilities are those of the tempered distribution. 0 is greedy (evaluation only)."""
+    temperature: float | list[float] = 1.0
+    """Divides the logits; log-probabilities are those of the tempered distribution. 0 is greedy (evaluation only). A list
+    gives the members of each group their own, in turn."""
     top_k: int = 0
     """Sample from the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Sample from the most likely tokens that together hold this probability; 1 keeps all."""
+    max_rows: int = 0
+    """Completions that are decoded at a time on each rank, which bounds memory; as groups finish, waiting prompts take their
+    place. 0 decodes all of them at once."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"sampler.max_new_tokens is {self.max_new_tokens}; write at least 1.")
-        if self.temperature < 0:
-            raise ValueError(f"sampler.temperature is {self.temperature}; write 0 (greedy) or more.")
+        heat = self.temperature if isinstance(self.temperature, list) else [self.temperature]
+        if not heat or min(heat) < 0 or (len(heat) > 1 and min(heat) == 0):
+            raise ValueError(
+                f"sampler.temperature is {self.temperature}; write 0 (greedy) or more, or a list of numbers above 0."
+            )
+        if self.max_rows < 0:
+            raise ValueError(f"sampler.max_rows is {self.max_rows}; write 0 (all at once) or more.")
         if self.top_k < 0:
             raise ValueError(f"sampler.top_k is {self.top_k}; write 0 (keep all) or more.")
         if not 0 < self.top_p <= 1:
@@ -54,9 +63,10 @@ class Sampler:
         The policy is put in eval mode meanwhile: its cache works there, also under gradient checkpointing.
 
         Raises:
-            ValueError: where prompt and completion together would not fit into the model's positions.
+            ValueError: where prompt and completion together would not fit into the model's positions, or a group into
+                ``max_rows``.
         """
-        self._check_context(policy, prompts)
+        self._check_fit(policy, prompts, group_size)
         training = policy.training
         policy.eval()
         try:
@@ -67,50 +77,46 @@ class Sampler:
     def _decode(self, policy: Policy, prompts: PromptBatch, group_size: int, key: SampleKey) -> Rollouts:
         device = prompts.ids.device
         uniforms = draw_uniforms(key, prompts.numbers, group_size, self.max_new_tokens).to(device)
+        heat = self._temperatures(group_size).repeat(len(prompts)).to(device)
+        greedy = bool((heat == 0).any())
         ends = torch.tensor(policy.end_tokens, device=device)
         record = _Record(len(prompts) * group_size, self.max_new_tokens, device)
-        logits, cache = policy.prefill(prompts)
-        repeat_cache(cache, group_size)
-        make_room(cache, self.max_new_tokens)
-        logits = logits.repeat_interleave(group_size, dim=0)
-        mask = prompts.mask.repeat_interleave(group_size, dim=0)
-        lengths = mask.sum(1)
-        rows = torch.arange(len(mask), device=device)  # which row of the record each row of the batch is
-        open_ = torch.ones_like(rows, dtype=torch.bool)
-        for step in range(self.max_new_tokens):
-            choice = choose(logits, self.temperature, self.top_k, self.top_p, uniforms[rows, step])
+        batch = DecodingBatch(policy, prompts, group_size, self.max_new_tokens, self.max_rows)
+        batch.admit()
+        while batch.anything_left():
+            rows, taken = batch.rows, batch.taken
+            choice = choose(
+                batch.logits,
+                None if greedy else heat[rows],
+                self.top_k,
+                self.top_p,
+                uniforms[rows, taken.clamp(max=self.max_new_tokens - 1)],
+            )
             ended = torch.isin(choice.tokens, ends)
-            record.write(step, rows, open_, choice, ended)
-            open_ = open_ & ~ended
-            alive = bool(open_.any())
-            if step + 1 == self.max_new_tokens or not _on_any_rank(alive, policy.spec.gather, device):
-                break
-            tokens = choice.tokens
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            # Finished rows leave together once they are an eighth of the batch: copying the cache costs as much as a step.
-            if alive and int((~open_).sum()) * 8 >= len(open_):
-                stay = open_.nonzero()[:, 0]
-                select_cache(cache, stay)
-                rows, tokens, mask, lengths, open_ = (value[stay] for value in (rows, tokens, mask, lengths, open_))
-            logits = policy.decode(tokens, mask, lengths + step, cache)
-        return record.rollouts(prompts, group_size, self.temperature)
+            record.write(rows, taken, batch.open, choice, ended)
+            batch.take(choice.tokens, ended)
+            batch.drop_finished()
+            batch.advance()
+            batch.admit()
+        return record.rollouts(prompts, group_size, heat)
 
-    def _check_context(self, policy: Policy, prompts: PromptBatch) -> None:
+    def _temperatures(self, group_size: int) -> Tensor:
+        """(G) of the members of a group."""
+        given = self.temperature if isinstance(self.temperature, list) else [self.temperature]
+        return torch.tensor([given[member % len(given)] for member in range(group_size)], dtype=torch.float32)
+
+    def _check_fit(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
         longest = int(prompts.mask.sum(1).max())
         if policy.context is not None and longest + self.max_new_tokens > policy.context:
             raise ValueError(
                 f"a prompt of {longest} tokens and {self.max_new_tokens} new ones exceed the model's {policy.context} "
                 "positions; lower sampler.max_new_tokens or shorten the prompts."
             )
-
-
-def _on_any_rank(alive: bool, gather: str, device: torch.device) -> bool:
-    """Whether to go on: where weights are gathered layer by layer, every rank must run the same number of forwards."""
-    if gather == "rollout" or not torch.distributed.is_initialized():
-        return alive
-    flag = torch.tensor(int(alive), device=device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+        if 0 < self.max_rows < group_size:
+            raise ValueError(
+                f"sampler.max_rows is {self.max_rows} and a group has {group_size} completions, which are decoded together; "
+                "raise it, or write 0 for no limit."
+            )
 
 
 def draw_uniforms(key: SampleKey, numbers: list[int], group_size: int, length: int) -> Tensor:
@@ -133,20 +139,23 @@ class _Record:
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.kept: list[tuple[Tensor, Tensor]] = []  # per step: rows, and the ids that each of them kept
 
-    def write(self, step: int, rows: Tensor, open_: Tensor, choice: Choice, ended: Tensor) -> None:
-        rows = rows[open_]
-        self.tokens[rows, step] = choice.tokens[open_]
-        self.logprobs[rows, step] = choice.logprobs[open_].float()
-        self.entropies[rows, step] = choice.entropies[open_].float()
-        self.lengths[rows] = step + 1
-        self.ended[rows] = ended[open_]
+    def write(self, rows: Tensor, taken: Tensor, open_: Tensor, choice: Choice, ended: Tensor) -> None:
+        """One more token of each open row, behind the ``taken`` ones that it has."""
+        if not bool(open_.all()):
+            rows, taken, ended = rows[open_], taken[open_], ended[open_]
+            choice = Choice(*(None if value is None else value[open_] for value in choice))  # type: ignore[arg-type]
+        self.tokens[rows, taken] = choice.tokens
+        self.logprobs[rows, taken] = choice.logprobs.float()
+        self.entropies[rows, taken] = choice.entropies.float()
+        self.lengths[rows] = taken + 1
+        self.ended[rows] = ended
         if choice.kept is not None:
-            place, ids = choice.kept[open_].nonzero(as_tuple=True)
-            self.kept.append((rows[place] * self.tokens.shape[1] + step, ids.int()))
+            place, ids = choice.kept.nonzero(as_tuple=True)
+            self.kept.append(((rows * self.tokens.shape[1] + taken)[place], ids.int()))
 
-    def rollouts(self, prompts: PromptBatch, group_size: int, temperature: float) -> Rollouts:
+    def rollouts(self, prompts: PromptBatch, group_size: int, temperature: Tensor) -> Rollouts:
         width = int(self.lengths.max())
-        heat = torch.full(self.lengths.shape, temperature or 1.0, dtype=torch.float32, device=self.lengths.device)
+        heat = temperature.masked_fill(temperature == 0, 1.0)  # greedy tokens have their untempered log-probability
         return Rollouts(
             prompts,
             group_size,
