@@ -111,7 +111,7 @@ def step_loss(
     entropy_coef: float,
     constant_length: int,
 ) -> Tensor:
-    """The loss of an optimizer step over the rows that count and have a token."""
+    """The loss of an optimizer step over the rows that count and have a token; a constant denominator counts all rows."""
     by_row = [
         token_losses(o, row, logprobs[n], entropies[n], kl_coef, entropy_coef)
         for n, row in enumerate(rows)
@@ -119,8 +119,9 @@ def step_loss(
     ]
     if o.aggregation == "token":
         return sum(sum(losses) for losses in by_row) / sum(len(losses) for losses in by_row)
-    lengths = [len(losses) if o.aggregation == "sequence" else constant_length for losses in by_row]
-    return sum(sum(losses) / length for losses, length in zip(by_row, lengths, strict=True)) / len(by_row)
+    if o.aggregation == "constant":
+        return sum(sum(losses) for losses in by_row) / (constant_length * len(rows))
+    return sum(sum(losses) / len(losses) for losses in by_row) / len(by_row)
 
 
 # --- advantages --------------------------------------------------------------------------------------------------

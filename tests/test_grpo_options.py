@@ -11,6 +11,7 @@ from grpo_runs import LIMIT, MOVING, SHARES, HalfLength, assert_same, policy_gra
 from lit_rl.objective import Correction, Objective
 from lit_rl.overlong import Overlong
 from lit_rl.policy import Policy
+from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
 
 # --- advantages --------------------------------------------------------------------------------------------------
@@ -82,7 +83,29 @@ def test_masked_rows_leave_the_gradient_of_the_others_alone(tmp_path, aggregatio
     kept = (~rollouts.truncated).nonzero()[:, 0]
     assert 0 < len(kept) < len(rollouts)
     alone = rollouts._rows(kept, rollouts.prompts)
-    assert_same(watch.gradients[0], policy_gradient(module, alone, slow_rows(alone)), SHARES)
+    expected = policy_gradient(module, alone, slow_rows(alone))
+    if aggregation == "constant":  # its denominator is: it counts the rows that were left out
+        expected *= len(kept) / len(rollouts)
+    assert_same(watch.gradients[0], expected, SHARES)
+
+
+class Letters(Reward):
+    """A reward that differs between most texts of one token."""
+
+    def score(self, rollouts):
+        return torch.tensor([sum(map(ord, text)) % 3 for text in rollouts.texts], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_equal_completions_all_count(tmp_path, aggregation):
+    options = {"group_size": 16, "reward": Letters(), "objective": Objective(aggregation=aggregation)}
+    module, watch = watched(tmp_path, dtype="float64", sampler=Sampler(1), **options)
+    rollouts = watch.rollouts[0]
+    assert len(rollouts.merge_duplicates()) < len(rollouts)
+    expected = policy_gradient(module, rollouts, slow_rows(rollouts))
+    if aggregation == "constant":  # the slow reference divides by another limit
+        expected *= LIMIT
+    assert_same(watch.gradients[0], expected, SHARES)
 
 
 def test_groups_without_signal_leave_the_gradient_of_the_others_alone(tmp_path):

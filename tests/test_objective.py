@@ -9,7 +9,7 @@ import torch
 from conftest import quiet_trainer, tiny_spec
 from test_types import prompts_of
 
-from lit_rl.aggregation import token_weights
+from lit_rl.aggregation import counted_sequences, token_weights
 from lit_rl.algorithms import GRPO
 from lit_rl.logprobs import TokenScores
 from lit_rl.objective import Correction, Objective
@@ -94,7 +94,8 @@ def fast(o: Objective, batch: Batch, entropy_coef: float) -> Result:
     rows = batch.rollouts
     logprobs, entropies = batch.logprobs.clone().requires_grad_(), batch.entropies.clone().requires_grad_()
     mask = rows.loss_mask
-    weights = token_weights(mask, o.aggregation, int(mask.sum()), int(mask.any(1).sum()), LIMIT, dtype=torch.float64)
+    sequences = int(counted_sequences(mask, o.aggregation).sum())
+    weights = token_weights(mask, o.aggregation, int(mask.sum()), sequences, LIMIT, dtype=torch.float64)
     losses = o.token_losses(TokenScores(logprobs, entropies, mask), rows, KL_COEF, entropy_coef).losses
     loss = (losses * weights).sum()
     loss.backward()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_types import prompts_of
 from torch import Tensor
 
-from lit_rl.aggregation import token_weights
+from lit_rl.aggregation import counted_sequences, token_weights
 from lit_rl.algorithms import GRPO
 from lit_rl.kl import kl_estimate
 from lit_rl.logprobs import TokenScores, entropy
@@ -53,7 +53,7 @@ def corrections() -> st.SearchStrategy:
 
 @st.composite
 def rollouts(draw, least=1) -> Rollouts:
-    """Ragged rows in float64, some of them equal or empty or left out of the loss; 0 behind a row's end."""
+    """Ragged rows in float64, some of them empty or left out of the loss; 0 behind a row's end."""
     groups, size = draw(st.integers(least, 5)), draw(st.integers(2, 4))
     rows = groups * size
     lengths = torch.tensor(draw(st.lists(st.integers(0, LIMIT), min_size=rows, max_size=rows)))
@@ -64,7 +64,7 @@ def rollouts(draw, least=1) -> Rollouts:
     def table(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(mask.shape, generator=generator, dtype=torch.float64)) * mask
 
-    made = Rollouts(
+    return Rollouts(
         prompts_of(*[[4]] * groups),
         size,
         completion_ids=torch.randint(VOCABULARY, mask.shape, generator=generator) * mask,
@@ -80,9 +80,15 @@ def rollouts(draw, least=1) -> Rollouts:
         ref_logprobs=table(-2, -0.1) if draw(st.booleans()) else None,
         focus=(table(0, 1) > 0.5) if draw(st.booleans()) else None,
     )
-    if draw(st.booleans()):  # every group's first row twice
-        twin = torch.arange(rows) - (torch.arange(rows) % size == 1).long()
-        made = made._rows(twin, made.prompts)
+
+
+def twins(rows: Rollouts, name: str | None) -> Rollouts:
+    """The same with every group's first row twice, but for one thing in which they differ."""
+    place = torch.arange(len(rows))
+    made = rows._rows(place - (place % rows.group_size == 1).long(), rows.prompts)
+    value = getattr(rows, name) if name else None
+    if value is not None:
+        setattr(made, name, value if name == "counted" else value[:, : made.mask.shape[1]] * made.mask)
     return made
 
 
@@ -102,13 +108,10 @@ class Tabular:
         return TokenScores(picked * mask, entropy(logp) * mask, mask)
 
 
-def counts(rows: Rollouts) -> tuple[int, int]:
-    return int(rows.loss_mask.sum()), int(rows.loss_mask.any(1).sum())
-
-
 def shares(o: Objective, rows: Rollouts, step: Rollouts) -> Tensor:
     """Each token's share of the loss of the step that the rows are a part of."""
-    return token_weights(rows.loss_mask, o.aggregation, *counts(step), LIMIT, torch.float64) * rows.copies[:, None]
+    tokens, sequences = int(step.loss_mask.sum()), int(counted_sequences(step.loss_mask, o.aggregation).sum())
+    return token_weights(rows.loss_mask, o.aggregation, tokens, sequences, LIMIT, torch.float64) * rows.copies[:, None]
 
 
 def gradient(o: Objective, coefs: tuple[float, float], parts: list[Rollouts], step: Rollouts, scale: float = 1.0) -> Tensor:
@@ -170,9 +173,11 @@ def test_the_gradient_does_not_depend_on_padding(o, coefs, rows, columns, conten
     assert width + columns == losses.shape[1]
 
 
+@pytest.mark.parametrize("name", [None, "logprobs", "advantages", "old_logprobs", "ref_logprobs", "focus", "counted"])
 @MANY
 @given(objectives(), COEFS, rollouts())
-def test_the_gradient_does_not_depend_on_merging_equal_rows(o, coefs, rows):
+def test_the_gradient_does_not_depend_on_merging_equal_rows(name, o, coefs, rows):
+    rows = twins(rows, name)
     assert_close(gradient(o, coefs, [rows.merge_duplicates()], rows), gradient(o, coefs, [rows], rows))
 
 
