@@ -37,9 +37,7 @@ def alternate(sides: dict[str, Callable[[], dict[str, float]]], runs: int) -> di
             figure = measure()
             if turn:
                 figures[name].append(figure)
-    return {
-        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in figures.items()
-    }
+    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in figures.items()}
 
 
 def report(benchmark: str, workload: str, medians: dict[str, dict[str, float]], **more: Any) -> None:
