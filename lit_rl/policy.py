@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rl.loading import PolicySpec, end_tokens, load_model
 from lit_rl.logprobs import TokenScores, score_tokens
+from lit_rl.packing import Packed, packed_options
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.cache import repeat_cache, select_cache
 from lit_rl.types import PromptBatch, TokenBatch
@@ -44,7 +45,8 @@ class Policy(nn.Module):
         # Linear attention writes its state in place, which the backward pass of a shared prompt cannot follow.
         linear = "linear_attention" in (getattr(causal_lm.config, "layer_types", None) or ())
         self.shares_prompts = not spec.gradient_checkpointing and not linear
-        self.shares_keys = False  # whether sampling may hold a prompt's keys once per group; `check_policy` finds out
+        # Found out by `check_policy`: whether sampling may hold a prompt's keys once per group, and whether rows can be packed.
+        self.shares_keys = self.packs = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Move and cast, but keep the precision of buffers that are no weights: in bfloat16 rotary angles drift."""
@@ -108,11 +110,9 @@ class Policy(nn.Module):
 
         Values behind a row's length are 0; ``details`` asks for entropies and hits too.
         """
-        hidden = self._shared_prompts(rollouts) if self.shares_prompts else self._whole_rows(rollouts)
-        mask = rollouts.mask
-        support = rollouts.support
+        mask, support = rollouts.mask, rollouts.support
         scores = score_tokens(
-            hidden[mask],
+            self.states(rollouts, self.packs),
             rollouts.completion_ids[mask],
             self._logits,
             self.vocabulary,
@@ -125,12 +125,34 @@ class Policy(nn.Module):
 
     def score_batch(self, batch: TokenBatch) -> TokenScores:
         """Score the targets of whole sequences: each (N, S), 0 elsewhere."""
-        mask = batch.mask
-        hidden = self._trunk(batch.ids, mask, _positions(mask))
-        target = batch.target
+        mask, target = batch.mask, batch.target
         predicts = target.roll(-1, dims=1)  # the state before a target; column 0 is never a target
-        scores = score_tokens(hidden[predicts], batch.ids[target], self._logits, self.vocabulary)
+        if self.packs:
+            nothing = batch.lengths[:0]
+            packed = Packed(batch.ids, mask, batch.ids[:0], nothing, nothing)
+            hidden = self._packed_trunk(packed)[packed.prompts[predicts[:, : packed.prompts.shape[1]]]]
+        else:
+            hidden = self._trunk(batch.ids, mask, _positions(mask))[predicts]
+        scores = score_tokens(hidden, batch.ids[target], self._logits, self.vocabulary)
         return TokenScores(*(_scatter(value, target) for value in scores))
+
+    def states(self, rollouts: Rollouts, packed: bool) -> Tensor:
+        """Hidden states (M, H) that predict the M sampled tokens, row by row."""
+        if packed:
+            return self._packed(rollouts)
+        whole = self._shared_prompts(rollouts) if self.shares_prompts else self._whole_rows(rollouts)
+        return whole[rollouts.mask]
+
+    def _packed(self, rollouts: Rollouts) -> Tensor:
+        prompts, owner = rollouts.prompts, rollouts.prompt_index
+        packed = Packed(prompts.ids, prompts.mask, rollouts.completion_ids, rollouts.lengths - 1, owner)
+        before = torch.cat([packed.last_of_prompts[owner, None], packed.rows], dim=1)  # (N, T)
+        return self._packed_trunk(packed)[before[rollouts.mask]]
+
+    def _packed_trunk(self, packed: Packed) -> Tensor:
+        """Hidden states (M, H) of a packed sequence."""
+        out = self.causal_lm.get_decoder()(**packed_options(packed), use_cache=False)
+        return out.last_hidden_state[0]
 
     def _shared_prompts(self, rollouts: Rollouts) -> Tensor:
         """Hidden states (N, T, H) that predict the completion tokens, each prompt run once."""

@@ -10,7 +10,7 @@ LAYERS = [
     {"types", "files", "randomness", "choices"},
     {"tasks", "rollouts", "advantages", "losses", "kl", "aggregation", "logprobs", "plan"},
     {"rewards", "metrics", "curves", "schedule", "objective", "overlong"},
-    {"loading", "policy", "policy_check", "sampling", "reference", "strategy", "evaluation"},
+    {"loading", "packing", "attention", "policy", "policy_check", "sampling", "reference", "strategy", "evaluation"},
     {"hooks", "checks", "module", "stream", "supervised", "experience", "export"},
     {"algorithms"},
     {"arguments", "cli", "pipeline", "__main__"},

@@ -147,7 +147,7 @@ class GRPO(PolicyModule):
 
     def configure_policy(self) -> None:
         self.policy.disable_dropout()
-        if not self.policy.shares_prompts:
+        if not (self.policy.packs or self.policy.shares_prompts):
             rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
         if self.kl_coef:
             self.reference = Reference(self.policy)
@@ -190,7 +190,7 @@ class GRPO(PolicyModule):
         if self.baseline == "batch":
             returns = reward_to_go(rollouts.rewards, penalties, mask)
             return whiten(returns, rollouts.loss_mask, self.sum_over_ranks, scale=self.advantage_scale == "batch")
-        rewards = rollouts.rewards - penalties.sum(1)
+        rewards = rollouts.rewards - (penalties * mask).sum(1)
         own = slice(None)
         if self.advantage_scale == "batch":
             own = slice(self.global_rank * len(rewards), (self.global_rank + 1) * len(rewards))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -11,7 +9,7 @@ from transformers import DynamicCache
 
 from lit_rl.policy import Policy
 from lit_rl.sampling.cache import join_caches, make_room, repeat_cache, select_cache, trim_cache
-from lit_rl.sampling.shared_prompts import SHORTEST, Groups, SharedLayer, share_prompts, shared_attention
+from lit_rl.sampling.shared_prompts import SHORTEST, Groups, SharedLayer, share_prompts
 from lit_rl.types import PromptBatch
 
 
@@ -90,8 +88,7 @@ class DecodingBatch:
         positions = self.lengths + self.taken - 1
         if self.groups is not None:
             self.groups.step()
-        with shared_attention(self.policy.causal_lm) if self.groups else nullcontext():
-            self.logits = self.policy.decode(self.tokens, self.mask, positions, self.cache)
+        self.logits = self.policy.decode(self.tokens, self.mask, positions, self.cache)
 
     def _drop(self) -> None:
         stay = self.open.nonzero()[:, 0]

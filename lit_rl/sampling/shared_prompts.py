@@ -5,26 +5,21 @@ as queries of one attention; each row asks its own completion's keys; and the tw
 (the log-sum-exp trick of FlashAttention, arXiv 2205.14135, section 3.1).
 
 It plugs into models that attend through transformers' attention interface: the cache layer hands itself out in place of the
-keys, and `attend` recognises it. `lit_rl.policy_check` tries it on each model before it is used.
+keys, and `lit_rl.attention` recognises it. `lit_rl.policy_check` tries it on each model before it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lit_rl.sampling.cache import RoomyLayer, align_right
 
-IMPLEMENTATION = "lit_rl_shared_prompts"
 SHORTEST = 48
 """Prompts of fewer tokens are repeated for each row: the reading that is saved would be less than the merging costs."""
 
@@ -151,31 +146,6 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None)
     top = scores.amax(-1, keepdim=True)
     weights = (scores - top).exp()
     return weights.to(values.dtype) @ values, top, weights.sum(-1, keepdim=True)
-
-
-def attend(
-    module: torch.nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Attention by shared prompts where the cache offers it, else transformers' own."""
-    if not isinstance(key, SharedLayer):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return key.attend(query, options["scaling"]), None
-
-
-AttentionInterface.register(IMPLEMENTATION, attend)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-
-
-@contextmanager
-def shared_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model attend through `attend`."""
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = IMPLEMENTATION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def share_prompts(cache: DynamicCache, groups: Groups, room: int) -> None:

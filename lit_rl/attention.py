@@ -1,0 +1,43 @@
+"""One attention function for transformers' models: packed sequences, shared prompts, or what it would have been anyway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from lit_rl import packing
+from lit_rl.sampling.shared_prompts import SharedLayer
+
+NAME = "lit_rl"
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: Tensor | None,
+    packed: packing.Packed | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention as `packing` or `sampling.shared_prompts` lay it out where they ask for it, else transformers' own."""
+    if packed is not None:
+        window, dropout = options.get("sliding_window") or 0, options.get("dropout", 0.0)
+        return packing.attend(query, key, value, packed, options["scaling"], window, dropout), None
+    if isinstance(key, SharedLayer):
+        return key.attend(query, options["scaling"]), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Choose the model's attention function by its name."""
+    model.config._attn_implementation = name
