@@ -120,32 +120,32 @@ class SharedLayer(RoomyLayer):
         """(n, Hq, 1, D) queries, one token a row -> (n, 1, Hq, D)."""
         groups, (rows, heads, _, size) = self.groups, query.shape
         kv_heads, grid = self.keys.shape[1], len(self.prompt_keys) * groups.group_size
-        query = query.view(rows, kv_heads, heads // kv_heads, size) * scaling
+        query = query.view(rows, kv_heads, heads // kv_heads, size)
         together = query
         if not groups.complete:
             together = query.new_zeros(grid, *query.shape[1:]).index_copy(0, groups.place, query)
         together = together.view(-1, groups.group_size, kv_heads, heads // kv_heads, size).transpose(1, 2)
         shape = together.shape  # (P, Hkv, G, Hq / Hkv, D)
-        prompt = _attention(together.flatten(2, 3), self.prompt_keys, self.prompt_values, groups.prompt_bias)
-        parts = [part.view(*shape[:4], -1).transpose(1, 2).flatten(0, 1) for part in prompt]
+        prompt = _attention(together.flatten(2, 3), self.prompt_keys, self.prompt_values, groups.prompt_bias, scaling)
+        prompt_out, prompt_lse = (part.view(*shape[:4], -1).transpose(1, 2).flatten(0, 1) for part in prompt)
         if not groups.complete:
-            parts = [part[groups.place] for part in parts]
-        (prompt_out, prompt_top, prompt_sum) = parts
-        own_out, own_top, own_sum = _attention(query, self.keys, self.values, groups.own_bias(self.length))
-        top = torch.maximum(prompt_top, own_top)
-        prompt_share, own_share = (prompt_top - top).exp(), (own_top - top).exp()
-        out = (prompt_out * prompt_share + own_out * own_share) / (prompt_sum * prompt_share + own_sum * own_share)
-        return out.to(query.dtype).view(rows, 1, heads, -1)
+            prompt_out, prompt_lse = prompt_out[groups.place], prompt_lse[groups.place]
+        own_out, own_lse = _attention(query, self.keys, self.values, groups.own_bias(self.length), scaling)
+        out = torch.lerp(own_out, prompt_out, (prompt_lse - own_lse).sigmoid().to(own_out.dtype))
+        return out.view(rows, 1, heads, -1)
 
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Unnormalised attention (b, h, q, D) with the largest score and the sum of exponentials of each query (b, h, q, 1)."""
-    scores = (query @ keys.transpose(-1, -2)).float()
-    if bias is not None:
-        scores = scores + bias
-    top = scores.amax(-1, keepdim=True)
-    weights = (scores - top).exp()
-    return weights.to(values.dtype) @ values, top, weights.sum(-1, keepdim=True)
+def _attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention (b, h, q, D) and the log-sum-exp of each query's scores (b, h, q, 1) in float32, which weighs it in a merge."""
+    bias = None if bias is None else bias.to(query.dtype)
+    if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the public function keeps the log-sum-exp back
+        out, lse = flash(query, keys, values, 0.0, False, attn_mask=bias, scale=scaling)
+        return out, lse[..., None]
+    scores = (query @ keys.transpose(-1, -2)).float() * scaling
+    scores = scores if bias is None else scores + bias
+    lse = scores.logsumexp(-1, keepdim=True)
+    return (scores - lse).exp().to(values.dtype) @ values, lse
 
 
 def share_prompts(cache: DynamicCache, groups: Groups, room: int) -> None:
