@@ -31,7 +31,23 @@ def attend(
         return packing.attend(query, key, value, packed, options["scaling"], window, dropout), None
     if isinstance(key, SharedLayer):
         return key.attend(query, options["scaling"]), None
+    if query.shape[2] == 1 and query.device.type == "cpu" and attention_mask is not None and not torch.is_grad_enabled():
+        return _decode(query, key, value, attention_mask, options["scaling"]), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _decode(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """(n, Hq, 1, D) queries, one token a row, on (n, Hkv, S, D) keys and values -> (n, 1, Hq, D).
+
+    On a CPU two products and a softmax take less time than the fused kernel, which is made for many queries a row; and
+    grouped queries share their keys without a copy.
+    """
+    rows, heads, _, size = query.shape
+    kv_heads = keys.shape[1]
+    grouped = query.view(rows, kv_heads, heads // kv_heads, size) * scaling
+    scores = (grouped @ keys.transpose(-1, -2)).float()
+    weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1).to(values.dtype)
+    return (weights @ values).view(rows, 1, heads, -1)
 
 
 AttentionInterface.register(NAME, attend)

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lit_rl.fused_head import Chunks, FusedScores, LinearHead, kept_mask
+
 LOGITS_PER_CHUNK = 2**23
 """Logits held at once, as a count of numbers: 32 MiB in float32."""
+HEAD_SHARE = 4
+"""A chunk may hold a quarter as many logits as the head has weights, since each chunk adds to the gradient of all of them."""
 
 
 class TokenScores(NamedTuple):
@@ -27,23 +31,6 @@ class TokenScores(NamedTuple):
     logprobs: Tensor
     entropies: Tensor
     hits: Tensor
-
-
-def kept_mask(ids: Tensor, counts: Tensor, vocabulary: int) -> Tensor:
-    """Spread a flat list of kept token ids into a mask.
-
-    Args:
-        ids: (K) token ids, those of the first position first.
-        counts: (M) how many of them belong to each position; 0 means that the position keeps every token.
-        vocabulary: V.
-
-    Returns:
-        (M, V) bool, True where a token was kept.
-    """
-    mask = torch.zeros(len(counts), vocabulary, dtype=torch.bool, device=ids.device)
-    rows = torch.arange(len(counts), device=ids.device).repeat_interleave(counts.long())
-    mask[rows, ids.long()] = True
-    return mask | (counts == 0)[:, None]
 
 
 def distribution(logits: Tensor, temperature: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
@@ -70,7 +57,7 @@ def entropy(logprobs: Tensor) -> Tensor:
 def score_tokens(
     hidden: Tensor,
     targets: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: LinearHead | Callable[[Tensor], Tensor],
     vocabulary: int,
     temperature: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
@@ -78,6 +65,9 @@ def score_tokens(
     details: bool = True,
 ) -> TokenScores:
     """Score M tokens from the hidden states that predict them.
+
+    Through a `LinearHead` the gradient is worked out by hand (`lit_rl.fused_head`); through any other head by autograd, which
+    takes longer.
 
     Args:
         hidden: (M, H) hidden states.
@@ -93,6 +83,14 @@ def score_tokens(
         Scores of M tokens in float32 (float64 for a float64 model).
     """
 
+    offsets = [0] if kept is None else torch.cat([kept[1].new_zeros(1), kept[1].cumsum(0)]).tolist()
+    if isinstance(head, LinearHead) and len(hidden):
+        size = max(1, LOGITS_PER_CHUNK // vocabulary, hidden.shape[1] // HEAD_SHARE)
+        ids, counts = kept or (None, None)
+        chunks = Chunks(size, targets, temperature, ids, counts, offsets, details or entropy_grad)
+        scores = TokenScores(*FusedScores.apply(hidden, head.weight, head.bias, head, chunks))
+        return scores if entropy_grad else scores._replace(entropies=scores.entropies.detach())
+
     def chunk_scores(rows: Tensor, tokens: Tensor, heat: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
         logp = distribution(head(rows), heat, mask)
         picked = logp.gather(1, tokens[:, None])[:, 0]
@@ -103,11 +101,10 @@ def score_tokens(
 
     size = max(1, LOGITS_PER_CHUNK // vocabulary)
     pieces: list[tuple[Tensor, ...]] = []
-    offsets = None if kept is None else torch.cat([kept[1].new_zeros(1), kept[1].cumsum(0)]).tolist()
     for start in range(0, max(len(hidden), 1), size):
         part = slice(start, start + size)
         mask = None
-        if kept is not None and offsets is not None:
+        if kept is not None:
             stop = min(start + size, len(hidden))
             mask = kept_mask(kept[0][offsets[start] : offsets[stop]], kept[1][part], vocabulary)
         args = (hidden[part], targets[part], None if temperature is None else temperature[part], mask)

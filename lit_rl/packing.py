@@ -45,12 +45,20 @@ class Packed:
         self.owner, self.row_lengths = owner, row_lengths
         grid = torch.cat([prompt_grid.flatten(), row_mask.flatten()])
         self.back = grid.nonzero()[:, 0]  # (M) each token's place in the flattened prompts, then rows
+        self.padding = ~grid
+        self._cells = torch.cat([self.prompts.flatten(), self.rows.flatten()])
         self._masks: dict[int, Tensor] = {}
 
     @property
     def last_of_prompts(self) -> Tensor:
         """(P) the place of each prompt's last token."""
         return self.lengths.cumsum(0) - 1
+
+    def unpack(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, H, D) of the sequence -> (P, L, H, D) of the prompts and (N, T, H, D) of the rows."""
+        grid = _Unpack.apply(values, self._cells, self.back)
+        prompts, rows = grid.split([self.prompts.numel(), self.rows.numel()])
+        return prompts.view(*self.prompts.shape, *values.shape[1:]), rows.view(*self.rows.shape, *values.shape[1:])
 
     def row_mask(self, window: int) -> Tensor:
         """(N, 1, T, L + T) bool: what each token of a row attends to; ``window`` tokens at most, 0 for no limit."""
@@ -82,21 +90,49 @@ def _numbers(grid: Tensor, start: int) -> Tensor:
     return ((grid.flatten().long().cumsum(0) - 1 + start).view(grid.shape)).masked_fill(~grid, 0)
 
 
+class _Unpack(torch.autograd.Function):
+    """Tokens of a sequence (M, ...) -> cells of a grid (C, ...), some of which are padding; its gradient is a gather too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, cells: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        return values.index_select(0, cells)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Pack(torch.autograd.Function):
+    """Cells of a grid (C, ...) -> the tokens of a sequence (M, ...)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, padding)
+        return values.index_select(0, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        tokens, padding = ctx.saved_tensors
+        cells = grad.new_zeros(len(padding), *grad.shape[1:])
+        return cells.index_copy(0, tokens, grad), None, None
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float, window: int, dropout: float = 0.0
 ) -> Tensor:
     """Attention of a packed sequence: (1, Hq, M, D) queries, (1, Hkv, M, D) keys and values -> (1, M, Hq, D)."""
-    q, k, v = (state[0].transpose(0, 1) for state in (query, key, value))  # (M, H, D)
+    grids = [packed.unpack(state[0].transpose(0, 1)) for state in (query, key, value)]  # prompts and rows, heads last
+    (prompt_q, row_q), (prompt_k, row_k), (prompt_v, row_v) = grids
     mask = packed.prompt_mask(window)
-    prompt_k, prompt_v = k[packed.prompts].transpose(1, 2), v[packed.prompts].transpose(1, 2)  # (P, Hkv, L, D)
-    flat = [_rows(q[packed.prompts], prompt_k, prompt_v, mask, scaling, dropout)]
+    out = [_rows(prompt_q, prompt_k.transpose(1, 2), prompt_v.transpose(1, 2), mask, scaling, dropout)]
     if packed.rows.numel():
         keys, values = (
-            torch.cat([prompt.index_select(0, packed.owner), own[packed.rows].transpose(1, 2)], dim=2)
-            for prompt, own in ((prompt_k, k), (prompt_v, v))
+            torch.cat([prompt.transpose(1, 2).index_select(0, packed.owner), row.transpose(1, 2)], dim=2)
+            for prompt, row in ((prompt_k, row_k), (prompt_v, row_v))
         )
-        flat.append(_rows(q[packed.rows], keys, values, packed.row_mask(window), scaling, dropout))
-    return torch.cat(flat).index_select(0, packed.back)[None]
+        out.append(_rows(row_q, keys, values, packed.row_mask(window), scaling, dropout))
+    return _Pack.apply(torch.cat(out), packed.back, packed.padding)[None]
 
 
 def _rows(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, dropout: float) -> Tensor:

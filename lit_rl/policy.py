@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_rl.fused_head import LinearHead
 from lit_rl.loading import PolicySpec, end_tokens, load_model
 from lit_rl.logprobs import TokenScores, score_tokens
 from lit_rl.packing import Packed, packed_options
 from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.cache import repeat_cache, select_cache
+from lit_rl.sampling.cache import RoomyLayer, repeat_cache, select_cache
 from lit_rl.types import PromptBatch, TokenBatch
 
 
@@ -102,7 +103,9 @@ class Policy(nn.Module):
             positions: (n) the position of this token in its row.
             cache: grows by one position.
         """
-        hidden = self._trunk(tokens[:, None], mask, positions[:, None], cache)
+        # With a window or a convolution transformers must make its own masks from this one; otherwise it is the mask.
+        plain = self.shares_keys and all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+        hidden = self._trunk(tokens[:, None], mask[:, None, None] if plain else mask, positions[:, None], cache)
         return self._logits(hidden[:, -1])
 
     def score(self, rollouts: Rollouts, entropy_grad: bool = False, details: bool = True) -> TokenScores:
@@ -114,7 +117,7 @@ class Policy(nn.Module):
         scores = score_tokens(
             self.states(rollouts, self.packs),
             rollouts.completion_ids[mask],
-            self._logits,
+            self._head(),
             self.vocabulary,
             temperature=rollouts.temperature[:, None].expand(mask.shape)[mask],
             kept=None if support is None else (support.ids, support.counts[mask]),
@@ -133,7 +136,7 @@ class Policy(nn.Module):
             hidden = self._packed_trunk(packed)[packed.prompts[predicts[:, : packed.prompts.shape[1]]]]
         else:
             hidden = self._trunk(batch.ids, mask, _positions(mask))[predicts]
-        scores = score_tokens(hidden, batch.ids[target], self._logits, self.vocabulary)
+        scores = score_tokens(hidden, batch.ids[target], self._head(), self.vocabulary)
         return TokenScores(*(_scatter(value, target) for value in scores))
 
     def states(self, rollouts: Rollouts, packed: bool) -> Tensor:
@@ -182,18 +185,30 @@ class Policy(nn.Module):
     def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
         options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
         out = self.causal_lm.get_decoder()(
-            input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=cache is not None, **options
+            input_ids=ids,
+            attention_mask=mask if mask.dim() == 4 else mask.long(),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **options,
         )
         return out.last_hidden_state
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _head(self) -> LinearHead | Callable[[Tensor], Tensor]:
         """The model's own head with what its config does to logits (Cohere, Granite, Gemma)."""
-        config = self.causal_lm.config
-        logits = self.causal_lm.get_output_embeddings()(hidden)
-        logits = logits * (getattr(config, "logit_scale", None) or 1.0)
-        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        config, output = self.causal_lm.config, self.causal_lm.get_output_embeddings()
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None) or 0.0
+        if type(output) is nn.Linear:
+            return LinearHead(output.weight, output.bias, scale, cap)
+
+        def logits(hidden: Tensor) -> Tensor:
+            raw = output(hidden) * scale
+            return torch.tanh(raw / cap) * cap if cap else raw
+
+        return logits
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._head()(hidden)
 
 
 def _positions(mask: Tensor) -> Tensor:

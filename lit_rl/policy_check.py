@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,8 +47,9 @@ def check_policy(policy: Policy) -> None:
     if own == "sdpa":
         expected_steps, expected_states = _steps(policy, shared=False), _states(policy, packed=False)
         use_attention(model, NAME)
-        policy.shares_keys = _agrees(lambda: _steps(policy, shared=True), expected_steps, same)
-        policy.packs = _agrees(lambda: _states(policy, packed=True), expected_states, same) and _rows_are_apart(policy, precise)
+        policy.shares_keys = True
+        policy.shares_keys = all(_agrees(partial(_steps, policy, shared), expected_steps, same) for shared in (True, False))
+        policy.packs = _agrees(partial(_states, policy, True), expected_states, same) and _rows_are_apart(policy, precise)
         if not (policy.shares_keys or policy.packs):
             use_attention(model, own)
     policy.train(training)

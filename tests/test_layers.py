@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types", "files", "randomness", "choices"},
-    {"tasks", "rollouts", "advantages", "losses", "kl", "aggregation", "logprobs", "plan"},
+    {"tasks", "rollouts", "advantages", "losses", "kl", "aggregation", "fused_head", "logprobs", "plan"},
     {"rewards", "metrics", "curves", "schedule", "objective", "overlong"},
     {"loading", "packing", "attention", "policy", "policy_check", "sampling", "reference", "strategy", "evaluation"},
     {"hooks", "checks", "module", "stream", "supervised", "experience", "export"},

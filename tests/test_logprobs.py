@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_rl import logprobs
-from lit_rl.logprobs import distribution, entropy, kept_mask, score_tokens
+from lit_rl.fused_head import kept_mask
+from lit_rl.logprobs import distribution, entropy, score_tokens
 
 TOKENS, WIDTH, VOCABULARY = 7, 3, 5
 
