@@ -29,7 +29,7 @@ from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 
-STEPS = 3
+STEPS = 2
 """Measured steps of a run; one before them is not counted."""
 
 
