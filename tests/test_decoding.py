@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_spec
 
+from lit_rl.attention import use_attention
 from lit_rl.loading import load_tokenizer
 from lit_rl.policy import Policy
 from lit_rl.policy_check import check_policy
@@ -60,6 +61,27 @@ def test_neither_row_limits_nor_shared_prompts_change_a_draw(model_type, max_row
     assert torch.equal(rows.completion_ids, whole.completion_ids)
     assert torch.equal(rows.lengths, whole.lengths)
     assert torch.allclose(rows.logprobs, whole.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("shortest", [SHARED, REPEATED], ids=["shared", "repeated"])
+def test_greedy_tokens_are_those_of_generate(model_type, shortest, monkeypatch):
+    policy, prompts = policy_of(model_type), ragged_prompts()
+    rows = sampled(policy, monkeypatch, shortest, max_rows=12, temperature=0.0)
+    use_attention(policy.causal_lm, "eager" if model_type == "bloom" else "sdpa")
+    policy.eval()
+    for number in range(len(prompts)):
+        ids = prompts.ids[number][prompts.mask[number]][None]
+        out = policy.causal_lm.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=24,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=policy.end_tokens,
+        )[0, ids.shape[1] :]
+        row = number * GROUP
+        assert rows.completion_ids[row, : rows.lengths[row]].tolist() == out.tolist()
 
 
 @pytest.mark.parametrize("model_type", MODELS)
