@@ -16,7 +16,7 @@ test: .venv/installed  ## all tests, with a learning miniature per algorithm (un
 check: .venv/installed  ## format, lint, spelling, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell lit_rl callbacks datamodules configs tests *.md
+	$(BIN)/codespell lit_rl callbacks datamodules configs tests benchmarks docs/*.md *.md
 	$(BIN)/mypy
 
 learn: .venv/installed  ## the long runs behind the README's figures: quickstart, its control, seed 004's own task, every preset

@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from benchmarks.timing import alternate, arguments, report
+from benchmarks.timing import alternate, arguments, bare_trainer, report
 from benchmarks.workloads import WORKLOADS, Prompts, Workload, save_model, texts
 from lit_rl.algorithms import GRPO
 from lit_rl.loading import PolicySpec
@@ -67,19 +67,7 @@ def lit_rl_run(model: str, workload: Workload, end: bool, device: str) -> dict[s
         kl_coef=workload.kl_coef,
     )
     clock = Clock()
-    trainer = pl.Trainer(
-        accelerator=device,
-        devices=1,
-        max_steps=STEPS + 1,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-    )
+    trainer = bare_trainer(device, STEPS + 1, clock)
     module.configure_model()
     if not end:
         module.policy.end_tokens = []

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.timing import alternate, arguments, report
+from benchmarks.timing import alternate, arguments, bare_trainer, report
 from lit_rl.algorithms import SFT
 from lit_rl.datamodules.base import PromptDataModule
 from lit_rl.loading import PolicySpec
@@ -99,19 +99,7 @@ def rates(ends: list[float], targets: list[int]) -> dict[str, float]:
 
 def lit_rl_run(model: str, texts: list[tuple[str, str]], steps: int, batch: int, device: str) -> dict[str, float]:
     clock = Clock()
-    trainer = pl.Trainer(
-        accelerator=device,
-        devices=1,
-        max_steps=steps + 1,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-    )
+    trainer = bare_trainer(device, steps + 1, clock)
     trainer.fit(SFT(PolicySpec(pretrained=model)), Solutions(texts, batch))
     return rates(clock.ends, clock.targets)
 

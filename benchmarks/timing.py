@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 
 
@@ -22,6 +23,23 @@ def arguments(description: str, peers: list[str], workloads: list[str]) -> argpa
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args
+
+
+def bare_trainer(device: str, max_steps: int, clock: pl.Callback) -> pl.Trainer:
+    """A Trainer that does nothing but train, on one device."""
+    return pl.Trainer(
+        accelerator=device,
+        devices=1,
+        max_steps=max_steps,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+    )
 
 
 def alternate(sides: dict[str, Callable[[], dict[str, float]]], runs: int) -> dict[str, dict[str, float]]:

@@ -60,7 +60,8 @@ class PolicySpec:
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
     """Attention implementation of transformers; none: the best that the model type has."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time; prompts are then run per row."""
+    """Recompute activations in the backward pass: less memory, about a third more time; models that
+    cannot be packed then run prompts once per row."""
     lora: LoRASpec | None = None
     """Train low-rank adapters instead of all weights."""
     gather: Literal["rollout", "layer"] = "rollout"

@@ -82,7 +82,6 @@ def score_tokens(
     Returns:
         Scores of M tokens in float32 (float64 for a float64 model).
     """
-
     offsets = [0] if kept is None else torch.cat([kept[1].new_zeros(1), kept[1].cumsum(0)]).tolist()
     if isinstance(head, LinearHead) and len(hidden):
         size = max(1, LOGITS_PER_CHUNK // vocabulary, hidden.shape[1] // HEAD_SHARE)

@@ -42,10 +42,9 @@ class Packed:
         prompt_grid = torch.arange(longest, device=device) < self.lengths[:, None]
         self.prompts = _numbers(prompt_grid, 0)  # (P, L) places in the sequence, 0 where there is padding
         self.rows = _numbers(row_mask, int(self.lengths.sum()))  # (N, T)
-        self.owner, self.row_lengths = owner, row_lengths
+        self.owner = owner
         grid = torch.cat([prompt_grid.flatten(), row_mask.flatten()])
         self.back = grid.nonzero()[:, 0]  # (M) each token's place in the flattened prompts, then rows
-        self.padding = ~grid
         self._cells = torch.cat([self.prompts.flatten(), self.rows.flatten()])
         self._masks: dict[int, Tensor] = {}
 
@@ -107,15 +106,15 @@ class _Pack(torch.autograd.Function):
     """Cells of a grid (C, ...) -> the tokens of a sequence (M, ...)."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
-        ctx.save_for_backward(tokens, padding)
+    def forward(ctx: Any, values: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.num_cells = len(values)
         return values.index_select(0, tokens)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        tokens, padding = ctx.saved_tensors
-        cells = grad.new_zeros(len(padding), *grad.shape[1:])
-        return cells.index_copy(0, tokens, grad), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        cells = grad.new_zeros(ctx.num_cells, *grad.shape[1:])
+        return cells.index_copy(0, ctx.saved_tensors[0], grad), None
 
 
 def attend(
@@ -132,7 +131,7 @@ def attend(
             for prompt, row in ((prompt_k, row_k), (prompt_v, row_v))
         )
         out.append(_rows(row_q, keys, values, packed.row_mask(window), scaling, dropout))
-    return _Pack.apply(torch.cat(out), packed.back, packed.padding)[None]
+    return _Pack.apply(torch.cat(out), packed.back)[None]
 
 
 def _rows(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, dropout: float) -> Tensor:

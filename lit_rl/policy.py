@@ -1,8 +1,9 @@
 """A causal language model as a policy: next-token logits for sampling, log-probabilities of given tokens for learning.
 
-A prompt is computed once per group. `Policy.score` runs the prompts once, with gradient, through a cache, repeats the
-cache for the rows of each group and runs only the completions on it. Under gradient checkpointing, which switches the
-cache off, it falls back to whole rows. Logits exist only chunk by chunk (see `lit_rl.logprobs`).
+A prompt is computed once per group, and padding not at all, where the model can be packed (`lit_rl.packing`). Where it cannot,
+`Policy.score` runs the prompts once, with gradient, through a cache, repeats the cache for the rows of each group and runs only
+the completions on it; under gradient checkpointing, which switches the cache off, it then falls back to whole rows. Logits
+exist only chunk by chunk (see `lit_rl.logprobs`).
 """
 
 from __future__ import annotations
