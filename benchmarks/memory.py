@@ -4,7 +4,7 @@
 
 Each measurement is a process of its own, with gradient checkpointing on both sides. ``lit_rl`` and ``trl`` compute loss and
 gradient of the same rows; ``all_logits`` is only a forward that holds every logit. Resident memory on a CPU, allocated memory
-on a GPU.
+on a GPU. Resident is what is in use: glibc gets large tensors from the system and gives them back, instead of keeping holes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 import warnings
@@ -157,6 +158,7 @@ def measure(side: str, folder: str, size: tuple[int, int, int], args: argparse.N
 
 def main() -> None:
     args = arguments(str(__doc__), ["trl"], list(SIZES))
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # read by the processes that are started
     context = multiprocessing.get_context("spawn")
     sides = [side for side in SIDES if side != "trl" or args.against == "trl"]
     for name in args.workloads:

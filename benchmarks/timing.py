@@ -25,7 +25,7 @@ def arguments(description: str, peers: list[str], workloads: list[str]) -> argpa
     return args
 
 
-def bare_trainer(device: str, max_steps: int, clock: pl.Callback) -> pl.Trainer:
+def bare_trainer(device: str, max_steps: int, clock: pl.Callback, micro_batches: int = 1) -> pl.Trainer:
     """A Trainer that does nothing but train, on one device."""
     return pl.Trainer(
         accelerator=device,
@@ -39,6 +39,7 @@ def bare_trainer(device: str, max_steps: int, clock: pl.Callback) -> pl.Trainer:
         num_sanity_val_steps=0,
         limit_val_batches=0,
         gradient_clip_val=1.0,
+        accumulate_grad_batches=micro_batches,
     )
 
 

@@ -75,9 +75,9 @@ class DecodingBatch:
         self.open = self.open & ~ended & (self.taken < self.limit)
 
     def drop_finished(self) -> None:
-        """Finished rows leave together once they are an eighth of the batch: copying the cache costs as much as a step."""
+        """Finished rows leave together, once they are a share of the batch that is worth the copying."""
         closed = int((~self.open).sum())
-        if closed < len(self.open) and closed * 8 >= len(self.open):
+        if closed < len(self.open) and closed * (8 if self.shared else 32) >= len(self.open):
             self._drop()
 
     def advance(self) -> None:
@@ -91,9 +91,9 @@ class DecodingBatch:
         self.logits = self.policy.decode(self.tokens, self.mask, positions, self.cache)
 
     def _drop(self) -> None:
-        stay = self.open.nonzero()[:, 0]
-        if len(stay) == len(self.open):
+        if bool(self.open.all()):
             return
+        stay = self.open.nonzero()[:, 0] if self.shared else _fill_holes(self.open)
         select_cache(self.cache, stay)
         if self.groups is not None:
             prompts = self.groups.select(stay)
@@ -152,3 +152,14 @@ class DecodingBatch:
         flag = torch.tensor(int(here), device=self.rows.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag)
+
+
+def _fill_holes(keep: Tensor) -> Tensor:
+    """(n) bool -> the kept places, the last of them in those of the dropped, so that few rows of a cache move.
+
+    Example: 1 0 1 1 keeps the places 0 3 2.
+    """
+    count = int(keep.sum())
+    places = torch.arange(count, device=keep.device)
+    places[~keep[:count]] = keep[count:].nonzero()[:, 0] + count
+    return places

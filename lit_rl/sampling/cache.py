@@ -94,9 +94,10 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows; they move to the front of the same memory."""
+        """Keep only these rows, in the same memory: none is copied that stands where it belongs."""
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
         for buffer in (self._keys, self._values):
-            buffer[: len(rows), :, : self.length] = buffer[rows, :, : self.length]
+            buffer[moved, :, : self.length] = buffer[rows[moved], :, : self.length]
         self._keys, self._values = self._keys[: len(rows)], self._values[: len(rows)]
         self._show()
 
