@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rl.types import PromptBatch, Sample
 
+from .positions import PositionSpec, positions_of_samples
+
 WINDOW = 50
 """Batches that are sorted by length together, as a compromise between little padding and random order."""
 
@@ -76,17 +78,20 @@ class EpochSampler(DistributedSampler):
 
     def _by_length(self, places: torch.Tensor, per_batch: int, start: int) -> torch.Tensor:
         samples = [self.dataset[place] for place in places.tolist()]
-        lengths = torch.tensor([len(sample.prompt) + len(sample.completion) for sample in samples])
+        lengths = torch.tensor([sum(map(len, (each.prompt, each.completion, each.context, each.target))) for each in samples])
         batches = places[lengths.argsort(stable=True)].view(-1, per_batch)
         shuffled = np.random.default_rng([self.seed, self.epoch, start]).permutation(len(batches))
         return batches[shuffled].flatten()
 
 
 def collate(tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> PromptBatch:
-    """Tokenize samples into a batch; completions get the end token."""
+    """Tokenize samples into a batch; completions get the end token. Samples that are token ids already stay as they are."""
+    end = tokenizer.eos_token_id
+    if samples[0].context:
+        contexts, targets = ([list(getattr(sample, name)) for sample in samples] for name in ("context", "target"))
+        return PromptBatch.pad(contexts, targets, samples, tokenizer.pad_token_id)
     prompts = tokenizer([sample.prompt for sample in samples], add_special_tokens=False)["input_ids"]
     completions = tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]
-    end = tokenizer.eos_token_id
     ended = [[*ids, end] if sample.completion else [] for ids, sample in zip(completions, samples, strict=True)]
     return PromptBatch.pad(prompts, ended, samples, tokenizer.pad_token_id)
 
@@ -165,6 +170,15 @@ class PromptDataModule(pl.LightningDataModule):
             collate_fn=partial(collate, self.tokenizer),
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def take_positions(self, spec: PositionSpec) -> None:
+        """Turn the whole samples of all three sets into positions inside their completions."""
+        self.endless = False
+        for name in ("train_set", "val_set", "test_set"):
+            positions = positions_of_samples(list(getattr(self, name)), self.tokenizer, spec.labels_length)
+            if name != "train_set":
+                positions.thin_out(spec.eval_positions)
+            setattr(self, name, positions)
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the data module is used by a Trainer"

@@ -32,6 +32,12 @@ class Sample(NamedTuple):
     """What a reward compares with: the gold answer."""
     number: int
     """Its number in its data set; sampling is keyed by it."""
+    context: Sequence[int] = ()
+    """The prompt as token ids, where a text was cut between its own tokens, which ``prompt`` could not say."""
+    target: Sequence[int] = ()
+    """With ``context``: the token ids that follow it."""
+    entropy: float | None = None
+    """Entropy of the next token in nats, where a proxy model was asked for it."""
 
 
 class PromptBatch:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"types", "files", "randomness", "choices"},
+    {"types", "files", "randomness", "choices", "windows", "token_bytes"},
     {"tasks", "rollouts", "advantages", "losses", "kl", "aggregation", "fused_head", "logprobs", "plan"},
     {"rewards", "metrics", "curves", "schedule", "objective", "overlong"},
     {"loading", "packing", "attention", "policy", "policy_check", "sampling", "reference", "strategy", "evaluation"},
@@ -16,7 +16,7 @@ LAYERS = [
     {"arguments", "cli", "pipeline", "__main__"},
 ]
 """Parts of lit_rl; each imports from its own line and from those above."""
-PURE = {"types", "rollouts", "advantages", "losses", "kl", "aggregation", "objective", "overlong", "logprobs", "plan", "tasks"}
+PURE = {"types", "windows", "token_bytes", "rollouts", "advantages", "losses", "kl", "aggregation", "objective", "overlong", "logprobs", "plan", "tasks"}
 HEAVY = {"lightning", "transformers"}
 FILES = [path for folder in ("lit_rl", "callbacks", "datamodules") for path in sorted((ROOT / folder).rglob("*.py"))]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
@@ -67,7 +67,7 @@ def test_a_pure_file_imports_neither_lightning_nor_transformers(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("datamodules/")])
 def test_data_modules_need_only_types_and_tasks(name):
-    assert parts(ROOT / name) <= {"types", "tasks", "datamodules"}
+    assert parts(ROOT / name) <= {"types", "tasks", "files", "windows", "token_bytes", "datamodules"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("callbacks/")])

@@ -2,5 +2,6 @@
 
 from lit_rl.rewards.answers import Correct, Format
 from lit_rl.rewards.base import Reward, WeightedSum
+from lit_rl.rewards.prefix import AnswerFormat, PrefixMatch
 
-__all__ = ["Correct", "Format", "Reward", "WeightedSum"]
+__all__ = ["AnswerFormat", "Correct", "Format", "PrefixMatch", "Reward", "WeightedSum"]

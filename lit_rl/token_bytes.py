@@ -1,0 +1,90 @@
+"""The bytes that each token of a tokenizer stands for, read from its vocabulary and never by decoding.
+
+Decoding a part of a text and encoding it again gives other tokens, and half a character decodes to U+FFFD. Byte-level BPE
+writes every byte as a printable character; SentencePiece writes a space as U+2581 and single bytes as ``<0x0A>``; word- and
+character-level vocabularies hold the text itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+SEPARATOR = "\u2502"
+"""Between the tokens of a reference; no byte becomes this character."""
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """Bytes of every token id of a transformers tokenizer; special tokens as they are written out.
+
+    Raises:
+        ValueError: for a tokenizer whose tokens do not say their bytes (WordPiece).
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    added = {int(number): str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    read = _reader(tokenizer)
+    return [added[number].encode() if number in added else read(token or "") for number, token in enumerate(tokens)]
+
+
+def _reader(tokenizer: Any) -> Any:
+    """How a token of this vocabulary is read."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend is not None else {"decoder": {"type": "Metaspace"}}
+    kinds = set(_kinds(parts.get("pre_tokenizer"))) | set(_kinds(parts.get("decoder")))
+    if "ByteLevel" in kinds:
+        table = _byte_characters()
+        return lambda token: b"".join(table[character] if character in table else character.encode() for character in token)
+    if "WordPiece" in kinds:
+        raise ValueError(
+            "this tokenizer is a WordPiece one, whose tokens do not say which spaces stand before them; rewards on the bytes of "
+            "a continuation need byte-level BPE, SentencePiece or characters."
+        )
+    if kinds & {"Metaspace", "ByteFallback"} or "\u2581" in json.dumps(parts.get("decoder"), ensure_ascii=False):
+        return _sentencepiece_bytes
+    return lambda token: token.encode()
+
+
+def _kinds(part: Any) -> Iterable[str]:
+    """The types of a component and of those inside it."""
+    if isinstance(part, dict):
+        if "type" in part:
+            yield part["type"]
+        for inner in part.values():
+            yield from _kinds(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from _kinds(inner)
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(byte.group(1), 16)]) if byte else token.replace("\u2581", " ").encode()
+
+
+def _byte_characters() -> dict[str, bytes]:
+    """Byte-level BPE's alphabet: printable Latin-1 bytes stand for themselves, the other 68 follow from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): bytes([byte]) for byte in printable} | {chr(256 + place): bytes([byte]) for place, byte in enumerate(rest)}
+
+
+def write_pieces(pieces: Sequence[bytes]) -> str:
+    """Bytes of consecutive tokens as one readable text, from which `read_pieces` gets them back."""
+    return SEPARATOR.join(piece.decode("latin-1") for piece in pieces)
+
+
+def read_pieces(reference: str) -> list[bytes]:
+    """Bytes of the tokens that `write_pieces` wrote.
+
+    Raises:
+        ValueError: for a text that it did not write.
+    """
+    try:
+        return [piece.encode("latin-1") for piece in reference.split(SEPARATOR)] if reference else []
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the reference {reference[:40]!r} holds no tokens of a text; RPT needs positions: set `positions` of the data."
+        ) from error
