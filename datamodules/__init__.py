@@ -2,5 +2,9 @@
 
 from .arithmetic import Arithmetic
 from .base import EpochSampler, PromptDataModule
+from .corpus import Corpus
+from .gsm8k import GSM8K
+from .omni_math import OmniMath
+from .reasoned_arithmetic import ReasonedArithmetic
 
-__all__ = ["Arithmetic", "EpochSampler", "PromptDataModule"]
+__all__ = ["GSM8K", "Arithmetic", "Corpus", "EpochSampler", "OmniMath", "PromptDataModule", "ReasonedArithmetic"]

@@ -9,6 +9,7 @@ from lit_rl.tasks.numbers import DigitOrder
 from lit_rl.tasks.problems import ArithmeticProblems, Scratchpad, held_out_problems
 
 from .base import PromptDataModule
+from .positions import PositionSpec
 
 HELD_OUT_SEED = 20_240_000
 """Of the evaluation sets: they are the same in every run, whatever its seed."""
@@ -31,6 +32,7 @@ class Arithmetic(PromptDataModule):
         num_workers: loader processes per rank; 0 prepares batches in the main process.
         group_by_length: put texts of like length into one batch (SFT: less padding).
         seed: of the training problems; linked to ``seed_everything`` on the command line.
+        positions: positions inside the solutions of one epoch's problems in place of whole problems, for RPT.
     """
 
     endless = True
@@ -49,6 +51,7 @@ class Arithmetic(PromptDataModule):
         num_workers: int = 0,
         group_by_length: bool = False,
         seed: int = 0,
+        positions: PositionSpec | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, group_by_length, seed)
         self.grammar = grammar or Grammar()
@@ -56,6 +59,7 @@ class Arithmetic(PromptDataModule):
         self.digit_order, self.scratchpad = digit_order, scratchpad
         self.epoch_size, self.val_problems, self.test_problems = epoch_size, val_problems, test_problems
         self.level = 0
+        self.positions = positions
 
     def setup(self, stage: str) -> None:
         val, val_keys = self._held_out(self.val_problems, HELD_OUT_SEED, frozenset())
@@ -70,6 +74,8 @@ class Arithmetic(PromptDataModule):
             held_out=val_keys | test_keys,
         )
         self.train_set = self.problems
+        if self.positions:
+            self.take_positions(self.positions)
 
     def set_level(self, level: int) -> None:
         """Train on this level (0 is the first) from the next epoch on."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from lit_rl.metrics import Proportion, majority, pass_at_k
 from lit_rl.rewards.answers import Correct, rows_samples
+from lit_rl.rewards.prefix import PrefixMatch
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import SampleKey, Sampler
 from lit_rl.types import PromptBatch
@@ -31,7 +32,11 @@ class Evaluation(nn.Module):
     """
 
     def __init__(
-        self, max_new_tokens: int = 256, correct: Correct | None = None, samples: int = 0, temperature: float = 1.0
+        self,
+        max_new_tokens: int = 256,
+        correct: Correct | PrefixMatch | None = None,
+        samples: int = 0,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.correct = correct or Correct()
@@ -47,19 +52,22 @@ class Evaluation(nn.Module):
         """Count in one batch of problems."""
         if not self.generates:
             return
-        rollouts = self._generate(module, self.greedy, prompts, 1)
-        self._add("accuracy", self.correct.score(rollouts))
-        self._add("truncated", rollouts.truncated)
+        self._count(self._generate(module, self.greedy, prompts, 1))
         if self.samples:
             self._count_samples(self._generate(module, self.sampled, prompts, self.samples))
 
     def answer(self, module: PolicyModule, prompts: PromptBatch) -> list[dict[str, str]]:
         """Prompt, greedy completion and reference of each problem."""
-        texts = self._generate(module, self.greedy, prompts, 1).texts
+        rollouts = self._generate(module, self.greedy, prompts, 1)
         return [
             {"prompt": sample.prompt, "completion": text, "reference": sample.reference}
-            for sample, text in zip(prompts.samples, texts, strict=True)
+            for sample, text in zip(rollouts.prompts.samples, rollouts.texts, strict=True)
         ]
+
+    def _count(self, rollouts: Rollouts) -> None:
+        """Count in one greedy completion of each problem."""
+        self._add("accuracy", self.correct.score(rollouts))
+        self._add("truncated", rollouts.truncated)
 
     def _count_samples(self, rollouts: Rollouts) -> None:
         size = self.samples
@@ -73,7 +81,8 @@ class Evaluation(nn.Module):
         self._add(f"maj@{size}", torch.tensor(voted))
 
     def _generate(self, module: PolicyModule, sampler: Sampler, prompts: PromptBatch, size: int) -> Rollouts:
-        rollouts = sampler.sample(module.policy, prompts, size, SampleKey(module.seed, EVALUATION_ROLLOUT))
+        key = SampleKey(module.seed, EVALUATION_ROLLOUT)
+        rollouts = sampler.sample(module.policy, module.render(prompts), size, key)
         rollouts.texts = module.decode(rollouts)
         return rollouts
 
@@ -88,6 +97,9 @@ class Evaluation(nn.Module):
         for name, metric in self.proportions.items():
             assert isinstance(metric, Proportion)
             value = metric.compute()
+            if not value["count"]:  # of a kind that was not among the problems
+                metric.reset()
+                continue
             figures |= {name: value["mean"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
             metric.reset()
         return figures

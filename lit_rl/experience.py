@@ -25,7 +25,7 @@ from lit_rl.stream import MicroBatch, TrainingStream
 from lit_rl.types import PromptBatch
 
 if TYPE_CHECKING:
-    from lit_rl.algorithms.grpo import GRPO
+    from lit_rl.group_relative import GroupRelative
 
 
 class Experience(TrainingStream):
@@ -37,9 +37,9 @@ class Experience(TrainingStream):
         plan: how rollouts are cut.
     """
 
-    def __init__(self, module: GRPO, loader: DataLoader, plan: BatchPlan) -> None:
+    def __init__(self, module: GroupRelative, loader: DataLoader, plan: BatchPlan) -> None:
         super().__init__(module, loader, plan)
-        self.module: GRPO = module
+        self.module: GroupRelative = module
         self.rollouts: Rollouts | None = None
         self.metrics: dict[str, float] = {}
         self.number = 0  # of rollouts begun in this run; sampling is keyed by it
@@ -51,10 +51,8 @@ class Experience(TrainingStream):
     def _roll_out(self) -> None:
         trainer, module = self.module.trainer, self.module
         start = time.perf_counter()
-        prompts = self.prompts.next().to(module.device)
-        for callback in self._callbacks():
-            prompts = callback.on_rollout_start(trainer, module, prompts)
-        rollouts = self.sample(prompts)
+        rollouts = self.sample(self._next_prompts())
+        tokens = int(rollouts.lengths.sum()) * self.plan.ranks
         sampled = time.perf_counter()
         self.score(rollouts)
         scored = time.perf_counter()
@@ -64,12 +62,31 @@ class Experience(TrainingStream):
         module.finish_rollouts(rollouts)
         self.rollouts = rollouts
         self.number += 1
-        tokens = int(rollouts.lengths.sum()) * self.plan.ranks
         self.metrics = rollout_metrics(rollouts, module.gather) | {
             "time/rollout": sampled - start,
             "time/reward": scored - sampled,
             "perf/rollout_tokens_per_second": tokens / (sampled - start),
         }
+
+    def _next_prompts(self) -> PromptBatch:
+        """This rank's next batch, as the policy is shown it."""
+        module = self.module
+        prompts = module.render(self.prompts.next().to(module.device))
+        for callback in self._callbacks():
+            prompts = callback.on_rollout_start(module.trainer, module, prompts)
+        return prompts
+
+    def draw(self, round: int) -> Rollouts:
+        """Scored completions of this rank's next batch of prompts, for a callback that needs more in `on_rollout_end`.
+
+        All ranks draw together: else they would come to different places in the data.
+
+        Args:
+            round: counts a rollout's draws from 1 on, so that a prompt that comes again gets other completions.
+        """
+        rollouts = self.sample(self._next_prompts(), round)
+        self.score(rollouts)
+        return rollouts
 
     def _check_size(self, prompts: int) -> None:
         """What callbacks leave must still divide into the plan's steps."""
@@ -90,6 +107,7 @@ class Experience(TrainingStream):
     def score(self, rollouts: Rollouts) -> None:
         """Decode the completions and let the reward judge them."""
         rollouts.texts = self.module.decode(rollouts)
+        self.module.reward.prepare(self.module, rollouts)
         score_rollouts(self.module.reward, rollouts)
         self.module.overlong.apply(rollouts, self.module.sampler.max_new_tokens)
 

@@ -56,10 +56,37 @@ class Proportion(Metric):
         self.count += values.numel()
 
     def compute(self) -> dict[str, float]:
-        """``mean``, ``low`` and ``high``."""
+        """``mean``, ``low``, ``high``, and the ``count`` of values."""
         total, count = float(self.total), float(self.count)
         low, high = wilson_interval(total, count)
-        return {"mean": total / max(count, 1.0), "low": low, "high": high}
+        return {"mean": total / max(count, 1.0), "low": low, "high": high, "count": count}
+
+
+class Mean(Metric):
+    """A mean of any values with the interval of its standard error (1.96 of them), over all ranks."""
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "squares", "count"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        values = values.double()
+        self.total += values.sum()
+        self.squares += values.square().sum()
+        self.count += values.numel()
+
+    def compute(self) -> dict[str, float]:
+        """``mean``, ``low`` and ``high``."""
+        count = max(float(self.count), 1.0)
+        mean = float(self.total) / count
+        error = sqrt(max(float(self.squares) / count - mean * mean, 0.0) / max(count - 1, 1.0))
+        return {"mean": mean, "low": mean - 1.959964 * error, "high": mean + 1.959964 * error}
 
 
 def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:

@@ -78,6 +78,10 @@ class PolicyModule(pl.LightningModule):
         """The stream of micro-batches that this algorithm trains on."""
         raise NotImplementedError
 
+    def render(self, prompts: PromptBatch) -> PromptBatch:
+        """What the policy is shown of the data's prompts."""
+        return prompts
+
     def policies(self) -> list[Policy]:
         """Every policy that runs forwards: the one that learns, and a copy that does not."""
         return [self.policy]

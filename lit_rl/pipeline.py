@@ -33,6 +33,7 @@ from rich.markup import escape
 
 from lit_rl.curves import draw_curves, read_curve
 from lit_rl.files import find_config, last_checkpoint, read_yaml, write_text
+from lit_rl.tables import band_table
 
 say = Console(soft_wrap=True, highlight=False).print
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -206,6 +207,10 @@ def main(args: list[str], check_arguments: Callable[[list[str]], None]) -> None:
     curves = {stage.name: read_curve(stage.folder) for stage in stages if stage.run == "fit"}
     if draw_curves(curves, root / "curve.png"):
         say(f"Curve: {root / 'curve.png'}")
+    table = band_table({name: entry.get("figures", {}) for name, entry in report.items()})
+    if table:
+        write_text(root / "table.md", table + "\n")
+        say(escape(table))
     for name, entry in report.items():
         if "improvement" in entry:
             before, after = (100 * entry[key]["value"] for key in ("before", "after"))

@@ -5,10 +5,12 @@ Shapes are named in :mod:`lit_rl.types`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lit_rl.types import PromptBatch, Sample
 
@@ -31,6 +33,11 @@ class Support:
         starts = [end - size for end, size in zip(ends, per_row.tolist(), strict=True)]
         pieces = [self.ids[starts[row] : ends[row]] for row in rows.tolist()]
         return Support(torch.cat(pieces) if pieces else self.ids[:0], self.counts[rows, :width])
+
+    @classmethod
+    def join(cls, supports: Sequence[Support]) -> Support:
+        """The rows of several supports one behind another."""
+        return cls(torch.cat([support.ids for support in supports]), _join_rows([support.counts for support in supports]))
 
     def to(self, device: torch.device | str) -> Support:
         return Support(self.ids.to(device), self.counts.to(device))
@@ -154,6 +161,35 @@ class Rollouts:
         picked.prompt_index = torch.arange(len(prompts), device=self.lengths.device).repeat_interleave(self.group_size)
         return picked
 
+    @classmethod
+    def join(cls, rollouts: Sequence[Rollouts]) -> Rollouts:
+        """The groups of several rollouts one behind another; all of them hold whole groups of one size.
+
+        Prompts are padded on the left to the widest of them, what there is per token on the right.
+
+        Raises:
+            ValueError: where an optional field is filled in for some of them only.
+        """
+        filled = [each._filled() for each in rollouts]
+        missing = {name for names in filled for name in names if not all(name in others for others in filled)}
+        if missing:
+            raise ValueError(f"rollouts to be joined must all have {', '.join(sorted(missing))}, or none: fill it in later.")
+        tensors = {name for name in rollouts[0]._tensors() if name != "prompt_index"}  # which counts within one rollout
+        supports = [each.support for each in rollouts if each.support]
+        return cls(
+            PromptBatch.join([each.prompts for each in rollouts]),
+            rollouts[0].group_size,
+            **{name: _join_rows([getattr(each, name) for each in rollouts]) for name in tensors},
+            support=Support.join(supports) if supports else None,
+            texts=[text for each in rollouts for text in each.texts],
+            parts={name: torch.cat([each.parts[name] for each in rollouts]) for name in rollouts[0].parts},
+        )
+
+    def _filled(self) -> set[str]:
+        """The names of the fields that are filled in."""
+        others = {"support": self.support, "texts": self.texts}
+        return {*self._tensors(), *self.parts, *(name for name, value in others.items() if value)}
+
     def merge_duplicates(self) -> Rollouts:
         """One row for rows that are equal in prompt, tokens and all that their loss depends on.
 
@@ -213,3 +249,11 @@ class Rollouts:
             texts=state["texts"],
             parts=state["parts"],
         )
+
+
+def _join_rows(values: Sequence[Tensor]) -> Tensor:
+    """(n) tensors, or (n, T) ones of several widths with zeros on their right, one behind another."""
+    if values[0].dim() == 1:
+        return torch.cat(list(values))
+    width = max(value.shape[1] for value in values)
+    return torch.cat([pad(value, (0, width - value.shape[1])) for value in values])

@@ -9,41 +9,46 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 SEPARATOR = "\u2502"
 """Between the tokens of a reference; no byte becomes this character."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACES_LOST = {"WordPiece", "BPEDecoder", "BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """Bytes of every token id of a transformers tokenizer; special tokens as they are written out.
+    """Bytes of every token id of a transformers tokenizer; special tokens as they are written out, none for unused ids.
 
     Raises:
-        ValueError: for a tokenizer whose tokens do not say their bytes (WordPiece).
+        ValueError: for a tokenizer whose tokens do not say their bytes (WordPiece, words split at white space).
     """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    added = {int(number): str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    count = max(tokenizer.get_vocab().values()) + 1  # `len` would be too short where ids are left out
+    tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     read = _reader(tokenizer)
+    # Gemma adds runs of spaces to its vocabulary as tokens that are not special.
+    spaced = read is _sentencepiece_bytes
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special or not spaced}
     return [added[number].encode() if number in added else read(token or "") for number, token in enumerate(tokens)]
 
 
-def _reader(tokenizer: Any) -> Any:
+def _reader(tokenizer: Any) -> Callable[[str], bytes]:
     """How a token of this vocabulary is read."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend is not None else {"decoder": {"type": "Metaspace"}}
     kinds = set(_kinds(parts.get("pre_tokenizer"))) | set(_kinds(parts.get("decoder")))
-    if "ByteLevel" in kinds:
+    marks_ends = (parts.get("model") or {}).get("end_of_word_suffix")
+    if "ByteLevel" in kinds and not marks_ends:
         table = _byte_characters()
         return lambda token: b"".join(table[character] if character in table else character.encode() for character in token)
-    if "WordPiece" in kinds:
-        raise ValueError(
-            "this tokenizer is a WordPiece one, whose tokens do not say which spaces stand before them; rewards on the bytes of "
-            "a continuation need byte-level BPE, SentencePiece or characters."
-        )
     if kinds & {"Metaspace", "ByteFallback"} or "\u2581" in json.dumps(parts.get("decoder"), ensure_ascii=False):
         return _sentencepiece_bytes
+    if marks_ends or kinds & _SPACES_LOST:
+        raise ValueError(
+            "this tokenizer splits words at white space (WordPiece and its like), and its tokens do not say which spaces stand "
+            "before them; rewards on the bytes of a continuation need byte-level BPE, SentencePiece or characters."
+        )
     return lambda token: token.encode()
 
 
@@ -68,7 +73,8 @@ def _byte_characters() -> dict[str, bytes]:
     """Byte-level BPE's alphabet: printable Latin-1 bytes stand for themselves, the other 68 follow from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     rest = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): bytes([byte]) for byte in printable} | {chr(256 + place): bytes([byte]) for place, byte in enumerate(rest)}
+    characters = [*map(chr, printable), *(chr(256 + place) for place in range(len(rest)))]
+    return {character: bytes([byte]) for character, byte in zip(characters, printable + rest, strict=True)}
 
 
 def write_pieces(pieces: Sequence[bytes]) -> str:

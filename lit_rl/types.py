@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Sample(NamedTuple):
@@ -84,6 +85,17 @@ class PromptBatch:
             [self.completions[row] for row in rows],
             [self.samples[row] for row in rows],
         )
+
+    @classmethod
+    def join(cls, batches: Sequence[PromptBatch]) -> PromptBatch:
+        """The prompts of several batches one behind another, left-padded to the widest."""
+        width = max(batch.ids.shape[1] for batch in batches)
+        ids, mask = (
+            torch.cat([pad(tensor, (width - tensor.shape[1], 0)) for tensor in tensors])
+            for tensors in ([batch.ids for batch in batches], [batch.mask for batch in batches])
+        )
+        completions = [completion for batch in batches for completion in batch.completions]
+        return cls(ids, mask, completions, [sample for batch in batches for sample in batch.samples])
 
 
 class TokenBatch:

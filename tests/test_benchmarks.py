@@ -35,3 +35,9 @@ def test_memory_is_measured_in_processes_of_their_own():
     (line,) = lines("memory")
     assert line["lit_rl/mib"] > 0
     assert line["all_logits/mib"] > 0
+
+
+def test_filtering_a_corpus_is_measured_twice():
+    (line,) = lines("entropy_filter")
+    assert 0 < line["lit_rl/second_seconds"] < line["lit_rl/first_seconds"]
+    assert line["tokens"] == 4_000

@@ -53,9 +53,9 @@ def test_every_overlay_goes_on_every_run(run, overlay):
     check_arguments(["fit", "--config", run, "--config", overlay])
 
 
-@pytest.mark.parametrize("run", [name for name in RUNS if read_yaml(find_config(name))["model"]["class_path"] == "GRPO"])
+@pytest.mark.parametrize("run", [name for name in RUNS if read_yaml(find_config(name))["model"]["class_path"] in ("GRPO", "RPT")])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_goes_on_every_run_of_grpo(run, preset):
+def test_every_preset_goes_on_every_run_of_its_family(run, preset):
     check_arguments(["fit", "--config", run, "--config", preset])
 
 

@@ -77,13 +77,13 @@ def test_a_proportion_counts_over_batches():
     metric.update(torch.tensor([True, False, True]))
     metric.update(torch.tensor([0.0, 1.0]))
     # 3 of 5: center (0.6 + 0.384146) / 1.768292 = 0.556551, half 1.108392 * sqrt(0.048 + 0.038415) = 0.325826
-    assert metric.compute() == pytest.approx({"mean": 0.6, "low": 0.230725, "high": 0.882377}, abs=1e-5)
+    assert metric.compute() == pytest.approx({"mean": 0.6, "low": 0.230725, "high": 0.882377, "count": 5}, abs=1e-5)
 
 
 def test_a_proportion_of_nothing_is_unknown():
     metric = Proportion()
     metric.update(torch.tensor([]))
-    assert metric.compute() == {"mean": 0.0, "low": 0.0, "high": 1.0}
+    assert metric.compute() == {"mean": 0.0, "low": 0.0, "high": 1.0, "count": 0.0}
 
 
 def test_a_proportion_starts_again_after_a_reset():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lit_rl.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from lit_rl.group_relative import GroupRelative
 
 
 class Reward(ABC):
@@ -17,6 +21,9 @@ class Reward(ABC):
     def name(self) -> str:
         """The name of this reward in the log: ``rewards/<name>/mean``."""
         return type(self).__name__.lower()
+
+    def prepare(self, module: GroupRelative, rollouts: Rollouts) -> None:  # noqa: B027
+        """Called with the module before scoring; for rewards that need forwards of the policy."""
 
     @abstractmethod
     def score(self, rollouts: Rollouts) -> Tensor:
@@ -29,6 +36,13 @@ class Reward(ABC):
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         """What the policy is paid, (N), from the parts."""
         return parts[self.name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of this reward: tensors, strings, numbers, lists and dicts only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what `state_dict` gave; empty where the checkpoint holds nothing of this reward."""
 
 
 class WeightedSum(Reward):
@@ -47,6 +61,10 @@ class WeightedSum(Reward):
             raise ValueError(f"WeightedSum has two rewards of one name in {names}; each may stand there once.")
         self.rewards, self.weights = rewards, weights
 
+    def prepare(self, module: GroupRelative, rollouts: Rollouts) -> None:
+        for reward in self.rewards:
+            reward.prepare(module, rollouts)
+
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
         return {name: value for reward in self.rewards for name, value in checked_parts(reward, rollouts).items()}
 
@@ -55,6 +73,13 @@ class WeightedSum(Reward):
 
     def score(self, rollouts: Rollouts) -> Tensor:
         return self.total(self.parts(rollouts))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {reward.name: reward.state_dict() for reward in self.rewards}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for reward in self.rewards:
+            reward.load_state_dict(state.get(reward.name, {}))
 
 
 class RewardError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -47,32 +48,36 @@ class AnswerFormat:
                 return None
         if not self.opening:
             return text
-        start = text.rfind(self.opening)
-        while start >= 0:
+        return self._last_balanced(text) if self.closing == "}" else self._last_closed(text)
+
+    def _last_closed(self, text: str) -> str | None:
+        """What stands between the last opening that is closed and its closing."""
+        start = len(text)
+        while (start := text.rfind(self.opening, 0, start)) >= 0:
             inside = start + len(self.opening)
-            end = self._end(text, inside)
-            if end >= 0:
+            if (end := text.find(self.closing, inside)) >= 0:
                 return text[inside:end]
-            start = text.rfind(self.opening, 0, start)
         return None
 
-    def _end(self, text: str, start: int) -> int:
-        """Where the prediction that begins at ``start`` is closed, -1 where it is not."""
-        if self.closing != "}":
-            return text.find(self.closing, start)
-        depth = 1
-        for place in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return place
-        return -1
+    def _last_balanced(self, text: str) -> str | None:
+        """The same where braces inside must balance; in one pass, for policies love to repeat an opening for ever."""
+        opened: list[tuple[int, bool]] = []  # where the inside of each open brace begins, and whether it is a prediction's
+        last, prediction = -1, None
+        for mark in re.finditer(re.escape(self.opening) + "|[{}]", text):
+            if mark[0] != "}":
+                opened.append((mark.end(), mark[0] == self.opening))
+                continue
+            inside, is_prediction = opened.pop() if opened else (-1, False)
+            if is_prediction and inside > last:
+                last, prediction = inside, text[inside : mark.start()]
+        return prediction
 
 
 def matched_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
     """How many whole tokens the prediction is, one after another from the first; 0 where it is anything else.
 
-    The reward of arXiv 2506.08007, equation 3, is 1 where this is above 0: the bytes of the prediction are a prefix of the bytes
-    that follow, and its length is the end of one of their tokens.
+    The reward of arXiv 2506.08007, equation 3, is 1 where this is above 0: the bytes of the prediction are a prefix of the
+    bytes that follow, and its length is the end of one of their tokens.
 
     Args:
         prediction: bytes of the predicted text.
@@ -112,7 +117,7 @@ class PrefixMatch(Reward):
         no_answer: reward of a completion without a prediction, 0 or less.
     """
 
-    name = "prefix_match"  # type: ignore[assignment]
+    name = "prefix_match"
 
     def __init__(self, answer: AnswerFormat = AnswerFormat(), credit: Credit = "exact", no_answer: float = 0.0) -> None:
         check_choice("reward.credit", credit, Credit)
@@ -137,8 +142,9 @@ class PrefixMatch(Reward):
 
     def predictions(self, rollouts: Rollouts) -> list[bytes | None]:
         """Bytes of each completion's prediction, None where it has none."""
+        whole = not (self.answer.after or self.answer.opening)  # such completions often end at their limit
         rows = zip(rollouts.texts, rollouts.truncated.tolist(), strict=True)
-        return [None if cut and self.answer.opening else self._read(text) for text, cut in rows]
+        return [None if cut and not whole else self._read(text) for text, cut in rows]
 
     def answers(self, rollouts: Rollouts) -> list[Hashable | None]:
         """The predictions, in a form that compares by value."""

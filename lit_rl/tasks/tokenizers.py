@@ -51,3 +51,31 @@ def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
     return character_tokenizer(
         string.digits + "+-*/%(),= " + string.ascii_lowercase, ("<big>", "<little>", "<scratchpad>", "<answer>")
     )
+
+
+def reasoning_tokenizer() -> PreTrainedTokenizerFast:
+    r"""Build the tokenizer for arithmetic with reasoning before each prediction: ``<think>...</think>\boxed{...}``."""
+    return character_tokenizer(
+        string.digits + "+-*/%(),= }" + string.ascii_lowercase,
+        ("<big>", "<little>", "<scratchpad>", "<answer>", "<think>", "</think>", r"\boxed{"),
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a tokenizer with one token per byte, for any text, after ``<pad>``, ``<bos>`` and ``<eos>``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )

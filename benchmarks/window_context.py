@@ -1,0 +1,96 @@
+"""By how much the entropy of a window's first targets is off when the text before them is cut away, and with prefix context.
+
+    python -m benchmarks.window_context --path tinyshakespeare.txt
+
+A small character model is trained on the text. Then held-out text is cut into windows of 64 characters, with 1 to 32 of them as
+context, and the mean entropy (nats, full distribution) of each window's first targets is compared with that of the very same
+characters when at least 128 characters before them are seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.timing import bare_trainer
+from lit_rl.algorithms import SFT
+from lit_rl.datamodules import Corpus
+from lit_rl.evaluation import Evaluation
+from lit_rl.loading import PolicySpec
+from lit_rl.tasks.tokenizers import character_tokenizer
+from lit_rl.token_entropy import window_entropies
+from lit_rl.windows import Windows, slide
+
+TRAINED, SEEN = 192, 128
+"""Characters of a training window; characters that a target sees at least where nothing is cut away."""
+WINDOW, CONTEXTS, FIRST = 64, (1, 4, 8, 16, 32), 4
+"""Characters of a window, of its context, and how many of its first targets are averaged."""
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 96,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+
+
+def train(path: Path, folder: Path, steps: int) -> tuple[SFT, Windows]:
+    """A model of this text, and windows of its held-out part."""
+    character_tokenizer("".join(sorted(set(path.read_text(encoding="utf-8"))))).save_pretrained(folder)
+    optimizer = functools.partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.0)
+    module = SFT(PolicySpec(config=CONFIG, tokenizer=str(folder)), optimizer, evaluation=Evaluation(max_new_tokens=0))
+    data = Corpus(str(path), window=TRAINED, test_share=0.0, cache_folder=str(folder / "cache"), batch_size=16)
+    trainer = bare_trainer("cpu", steps, pl.Callback())
+    trainer.fit(module, data)
+    return module, data.val_set.windows  # type: ignore[attr-defined]
+
+
+def by_place(module: SFT, windows: Windows) -> NDArray[np.float32]:
+    """Entropies of the targets of windows at their places in the sequence, NaN elsewhere."""
+    found = np.full(len(windows.ids), np.nan, dtype=np.float32)
+    values = np.concatenate([part for _, part in window_entropies(module.policy, windows)])
+    for first, end, offset in zip(windows.firsts, windows.ends, windows.offsets[:-1], strict=True):
+        found[first:end] = values[offset : offset + end - first]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--path", type=Path, required=True, help="a text file")
+    parser.add_argument("--steps", type=int, default=300, help="of 16 windows of 192 characters")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore")
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        module, held_out = train(args.path, Path(name), args.steps)
+        text = np.array(held_out.ids[held_out.starts.min() : held_out.limits.max()])
+        end = np.array([len(text)])
+        unbroken = by_place(module, slide(text, end, TRAINED, SEEN, TRAINED - SEEN))
+        for context in CONTEXTS:
+            windows = slide(text, end, WINDOW, context, WINDOW - context)
+            found = by_place(module, windows)
+            first = (windows.firsts[4:, None] + np.arange(FIRST)).ravel()  # where even the unbroken text has `SEEN` before it
+            first = first[first < len(text)]
+            cut, whole = float(found[first].mean()), float(unbroken[first].mean())
+            line = {"benchmark": "window_context", "context_tokens": context, "entropy": cut, "unbroken": whole}
+            rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
+            print(json.dumps(rounded | {"off": round(cut - whole, 3), "targets": len(first)}), flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Groups that teach nothing make room for fresh ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lit_rl.advantages import equal_groups
+from lit_rl.experience import Experience
+from lit_rl.hooks import RolloutCallback
+from lit_rl.module import PolicyModule
+from lit_rl.rollouts import Rollouts
+from lit_rl.stream import MicroBatch
+
+
+class DynamicSampling(RolloutCallback):
+    """Replace groups whose rewards are all equal by groups of fresh prompts (DAPO, arXiv 2503.14476, section 3.2).
+
+    Rewards are compared exactly, continuous ones too. Prompts are drawn batch by batch, on all ranks until the last one is
+    full; what is then left over is not used. A place for which ``max_rounds`` brought nothing keeps its group, which is left
+    out of the loss. So batches keep their size, and ``reward``, ``frac_reward_zero_std`` and the like are of the groups that
+    the batch holds in the end, while times and speed in the log are those of the first draw.
+
+    Meant for baselines within a group: with ``phantom_zero``, ``batch`` or ``none`` equal groups would have taught something.
+    Callbacks behind this one in the list see the finished batch, those before it only what was drawn first.
+
+    The log counts groups over all ranks: ``sampling/kept`` in the batch; ``sampling/dropped`` of all that were drawn, which
+    are ``sampling/dropped_all_right`` (their reward is above 0) and ``sampling/dropped_all_wrong`` (0 or below); and
+    ``sampling/rounds``, how often fresh prompts were drawn.
+
+    Args:
+        start_step: the optimizer step from which on groups are replaced; 0 from the beginning (RPT: 500).
+        max_rounds: how often fresh prompts are drawn for a batch, at most; 0 draws none: equal groups are only left out.
+    """
+
+    def __init__(self, start_step: int = 0, max_rounds: int = 4) -> None:
+        if start_step < 0 or max_rounds < 0:
+            raise ValueError(
+                f"DynamicSampling: start_step is {start_step} and max_rounds {max_rounds}; write 0 or more for both."
+            )
+        self.start_step, self.max_rounds = start_step, max_rounds
+        self._figures: dict[str, float] = {}  # of the last rollout, logged with every step on it
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not isinstance(trainer.train_dataloader, Experience):
+            raise ValueError(
+                f"DynamicSampling needs an algorithm that samples; {type(module).__name__} does not: "
+                "write GRPO or RPT, or remove it."
+            )
+
+    def on_rollout_end(self, trainer: pl.Trainer, module: pl.LightningModule, rollouts: Rollouts) -> Rollouts:
+        if trainer.global_step < self.start_step:
+            return rollouts
+        stream = trainer.train_dataloader
+        assert isinstance(module, PolicyModule)
+        assert isinstance(stream, Experience)
+        drawn = [_groups(rollouts)]
+        # Every rank goes on while any lacks groups: they share the data, and forwards may be collective.
+        while len(drawn) <= self.max_rounds and module.sum_over_ranks(_equal(rollouts).sum()) > 0:
+            fresh = stream.draw(round=len(drawn))
+            drawn.append(_groups(fresh))
+            rollouts = refill(rollouts, fresh)
+        rollouts.counted = rollouts.counted & ~_equal(rollouts).repeat_interleave(rollouts.group_size)
+        self._figures = self._count(module, rollouts, torch.cat(drawn)) | {"sampling/rounds": len(drawn) - 1.0}
+        return rollouts
+
+    def _count(self, module: PolicyModule, rollouts: Rollouts, drawn: Tensor) -> dict[str, float]:
+        dropped = equal_groups(drawn)
+        right = dropped & (drawn[:, 0] > 0)
+        counts = {
+            "kept": ~_equal(rollouts),
+            "dropped": dropped,
+            "dropped_all_right": right,
+            "dropped_all_wrong": dropped & ~right,
+        }
+        totals = module.sum_over_ranks(torch.stack([groups.sum() for groups in counts.values()])).tolist()
+        return {f"sampling/{name}": float(total) for name, total in zip(counts, totals, strict=True)}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+    ) -> None:
+        if batch.last:
+            module.log_dict(self._figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"figures": self._figures}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._figures = state["figures"]
+
+
+def refill(rollouts: Rollouts, fresh: Rollouts) -> Rollouts:
+    """Put fresh groups whose rewards differ where groups have equal ones, in order, as far as they reach.
+
+    The others keep their places, and so their minibatch.
+    """
+    prompts = len(rollouts.prompts)
+    places = _equal(rollouts).nonzero()[:, 0].tolist()
+    useful = (~_equal(fresh)).nonzero()[:, 0].tolist()
+    order = list(range(prompts))
+    for place, number in zip(places, useful, strict=False):
+        order[place] = prompts + number
+    return Rollouts.join([rollouts, fresh]).select(order)
+
+
+def _groups(rollouts: Rollouts) -> Tensor:
+    """(P, G) rewards."""
+    return rollouts.rewards.view(-1, rollouts.group_size)
+
+
+def _equal(rollouts: Rollouts) -> Tensor:
+    """(P) bool, True where all rewards of the group are equal."""
+    return equal_groups(_groups(rollouts))

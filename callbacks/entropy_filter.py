@@ -1,0 +1,219 @@
+"""Positions that are worth reasoning about: those where a model is unsure of the next token."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+
+from lit_rl.choices import check_choice
+from lit_rl.entropy_cache import entropy_key, fill_entropies, read_entropies
+from lit_rl.hooks import RolloutCallback
+from lit_rl.loading import PolicySpec, load_tokenizer
+from lit_rl.module import PolicyModule
+from lit_rl.policy import Policy
+from lit_rl.position_entropies import HasEntropies, distribution, needed_windows, select_windows, tell_entropies
+from lit_rl.randomness import seeded
+from lit_rl.rollouts import Rollouts
+from lit_rl.stream import MicroBatch
+from lit_rl.token_entropy import window_entropies
+from lit_rl.windows import Windows
+
+Target = Literal["positions", "completion"]
+GLANCE = 16
+"""Windows that are looked at to tell what entropies there are."""
+
+
+class EntropyFilter(RolloutCallback):
+    """Train on the positions of a text whose next token a proxy model finds hard (RPT, arXiv 2506.08007).
+
+    Before the run the proxy's next-token entropy, in nats, is computed for the positions of the training set and of the set
+    that is evaluated, once: it is kept on disk and read by every later run. Training keeps the positions above ``threshold`` or
+    ``quantile``; evaluation sets stay whole and only learn their entropies. With ``target`` ``completion`` nothing is computed
+    beforehand: of the sampled tokens those above carry the policy gradient, by the sampler's own entropies. Such a filter
+    stands behind callbacks that exchange rollouts (`DynamicSampling`). ``entropy_filter/kept`` is the share that is left.
+
+    Args:
+        proxy: the model that is asked, with the policy's vocabulary; none: the policy itself as it is before the run.
+        top_k: entropy over that many most likely tokens, renormalised, so at most ``ln top_k``; 0 takes all.
+        threshold: nats above which positions (or sampled tokens) are kept; the paper's bands begin at 0.5, 1.0 and 1.5.
+        quantile: or the share that is left out, those of lowest entropy: 0.8 keeps the highest fifth, of sampled tokens the
+            highest fifth of a rollout over all ranks. Neither of both: nothing is left out.
+        cache_folder: where entropies are kept, four bytes for each position.
+        batch_tokens: tokens of one forward pass of the proxy, which bounds its memory.
+        target: what is filtered: ``positions`` of the training set, or sampled tokens of a ``completion``.
+    """
+
+    def __init__(
+        self,
+        proxy: PolicySpec | None = None,
+        top_k: int = 16,
+        threshold: float | None = None,
+        quantile: float | None = None,
+        cache_folder: str = "~/.cache/lit_rl",
+        batch_tokens: int = 16_384,
+        target: Target = "positions",
+    ) -> None:
+        self.proxy, self.top_k, self.threshold, self.quantile = proxy, top_k, threshold, quantile
+        self.cache_folder, self.batch_tokens, self.target = cache_folder, batch_tokens, target
+        self._figures: dict[str, float] = {}  # logged with every step
+        self._check_options()
+
+    def _check_options(self) -> None:
+        check_choice("EntropyFilter.target", self.target, Target)
+        if self.threshold is not None and self.quantile is not None:
+            raise ValueError("EntropyFilter: threshold and quantile are two ways to say one thing; write one of them.")
+        neither = self.threshold is None and self.quantile is None
+        if self.target == "completion" and (neither or self.proxy is not None):
+            raise ValueError("EntropyFilter: target completion needs a threshold or a quantile, and no proxy.")
+        if self.threshold is not None and self.threshold < 0:
+            raise ValueError(f"EntropyFilter.threshold is {self.threshold}; write nats, 0 or more.")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"EntropyFilter.quantile is {self.quantile}; write a share above 0 and below 1.")
+        if self.top_k < 0 or self.top_k == 1:
+            raise ValueError(f"EntropyFilter.top_k is {self.top_k}; write at least 2, or 0 for all tokens.")
+        if self.batch_tokens < 1:
+            raise ValueError(f"EntropyFilter.batch_tokens is {self.batch_tokens}; write at least 1.")
+
+    # --- positions -----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if self.target == "completion":
+            return
+        assert isinstance(module, PolicyModule)
+        if self.proxy is not None:
+            self._check_tokenizer(module)
+        sets = {"fit": ("train_set", "val_set"), "validate": ("val_set",)}.get(stage, ("test_set",))
+        for name in sets:
+            positions = getattr(trainer.datamodule, name)  # type: ignore[attr-defined]
+            if not hasattr(positions, "entropies"):
+                raise ValueError(
+                    f"EntropyFilter needs positions of texts, and data.{name} holds whole samples; write data.positions, "
+                    "or target completion."
+                )
+            if len(positions):
+                self._annotate(trainer, module, positions)
+            if name == "train_set":
+                self._filter(positions)
+
+    def _check_tokenizer(self, module: PolicyModule) -> None:
+        assert self.proxy is not None
+        own, other = module.tokenizer.get_vocab(), load_tokenizer(self.proxy).get_vocab()
+        if own != other:
+            same = sum(other.get(token) == number for token, number in own.items())
+            raise ValueError(
+                f"EntropyFilter.proxy: its tokenizer is another than the policy's ({same} of {len(own)} tokens are the same), "
+                "and its entropies would belong to other positions; give a proxy of the policy's family, or none."
+            )
+
+    def _annotate(self, trainer: pl.Trainer, module: PolicyModule, positions: HasEntropies) -> None:
+        """Give the positions their entropies: of all targets of the windows that hold one of them."""
+        numbers = needed_windows(positions)
+        self._refuse_threshold(trainer, module, select_windows(positions.windows, numbers[:: max(1, len(numbers) // GLANCE)]))
+        tell_entropies(positions, numbers, self._entropies(trainer, module, select_windows(positions.windows, numbers)))
+
+    def _entropies(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> NDArray[np.float32]:
+        """Those of all targets, in their order; written by the first process and read by all."""
+        spec = self.proxy or module.policy_spec
+        key = entropy_key(windows, spec, module.seed, module.tokenizer, self.top_k)
+        file = Path(self.cache_folder).expanduser() / f"entropies-{key}.npy"
+        if trainer.is_global_zero:
+            fill_entropies(file, windows, lambda: self._model(trainer, module), self.top_k, self.batch_tokens)
+        trainer.strategy.barrier()
+        return read_entropies(file)
+
+    def _model(self, trainer: pl.Trainer, module: PolicyModule) -> Policy:
+        """The proxy, or the policy as `PolicyModule.configure_model` will build it."""
+        with seeded(module.seed):
+            policy = Policy(self.proxy or module.policy_spec, module.tokenizer)
+        return policy.to(trainer.strategy.root_device)
+
+    def _refuse_threshold(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> None:
+        """A threshold that no entropy can pass is refused after a glance, not after hours."""
+        if self.threshold is None or not self.top_k or self.threshold <= math.log(self.top_k):
+            return
+        model = self._model(trainer, module)
+        some = np.concatenate([values for _, values in window_entropies(model, windows, self.top_k, self.batch_tokens)])
+        raise ValueError(
+            f"EntropyFilter.threshold {self.threshold} is above ln {self.top_k} = {math.log(self.top_k):.3f} nats, the most "
+            f"that {self.top_k} tokens can have; write less, or top_k 0. {distribution(some)}"
+        )
+
+    def _filter(self, positions: HasEntropies) -> None:
+        """Leave the positions above the threshold."""
+        before = len(positions)
+        if not before:
+            raise ValueError("EntropyFilter: the training set has no positions; give more text.")
+        assert positions.entropies is not None
+        values = np.asarray(positions.entropies[positions.places])
+        shown = distribution(values)
+        floor = self._floor(values)
+        if floor > -math.inf:
+            self._figures = {"entropy_filter/kept": float((values > floor).mean()), "entropy_filter/threshold": floor}
+            if not self._figures["entropy_filter/kept"]:
+                raise ValueError(f"EntropyFilter leaves no position above {floor:.3f} nats; write less. {shown}")
+            positions.keep(np.asarray(positions.entropies > floor))
+        rank_zero_info(f"EntropyFilter: entropy_filter/kept {len(positions):,} of {before:,} positions. {shown}")
+
+    def _floor(self, values: NDArray[np.floating]) -> float:
+        """Nats that entropies must lie above, given all of them; minus infinity where nothing is left out."""
+        if self.quantile is None:
+            return -math.inf if self.threshold is None else self.threshold
+        return float(np.quantile(values, self.quantile)) if len(values) else 0.0
+
+    # --- sampled tokens ------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.target == "positions":
+            return
+        objective: Any = getattr(module, "objective", None)
+        if objective is None:
+            raise ValueError(f"EntropyFilter.target completion needs an algorithm that samples, not {type(module).__name__}.")
+        if objective.top_entropy < 1:
+            raise ValueError(
+                f"EntropyFilter.target completion and objective.top_entropy {objective.top_entropy} both choose tokens; "
+                "leave one of them out."
+            )
+        assert isinstance(module, PolicyModule)
+        most = math.log(module.policy.vocabulary)
+        if self.threshold is not None and self.threshold > most:
+            raise ValueError(f"EntropyFilter.threshold {self.threshold} is above ln V = {most:.3f} nats, the most there is.")
+
+    def on_rollout_end(self, trainer: pl.Trainer, module: pl.LightningModule, rollouts: Rollouts) -> Rollouts:
+        """Let only tokens above the threshold carry the policy gradient."""
+        if self.target == "positions":
+            return rollouts
+        assert isinstance(module, PolicyModule)
+        mask = rollouts.loss_mask
+        floor = self._floor(module.gather(rollouts.entropies[mask]).cpu().numpy())
+        rollouts.focus = mask & (rollouts.entropies > floor)
+        kept, counted = module.sum_over_ranks(torch.stack([rollouts.focus.sum(), mask.sum()])).tolist()
+        self._figures = {"entropy_filter/kept": kept / max(counted, 1), "entropy_filter/threshold": floor}
+        return rollouts
+
+    # --- the log -------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+    ) -> None:
+        if batch.last:
+            module.log_dict(self._figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"figures": self._figures}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue; a training set that was filtered otherwise would be entered at another place."""
+        kept, before = (figures.get("entropy_filter/kept", 1.0) for figures in (self._figures, state["figures"]))
+        if self.target == "positions" and kept != before:
+            raise ValueError(
+                f"EntropyFilter keeps {kept:.4%} of the positions, and the run that is resumed kept {before:.4%}; resume with "
+                "the same data and options."
+            )
+        self._figures = state["figures"]

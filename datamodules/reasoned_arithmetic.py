@@ -1,0 +1,66 @@
+r"""Demonstrations of reasoning before a prediction, on arithmetic: what a model learns before RPT can improve it.
+
+    plain      <bos><big>57+68<answer>                     125
+    reasoned   <bos><big>57+68<answer>1<think>             521</think>\boxed{25}
+
+The reasoning is the result from the lowest digit up, the order in which sums are worked; the prediction is one or more of the
+characters that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from torch.utils.data import Dataset
+
+from lit_rl.token_bytes import write_pieces
+from lit_rl.types import Sample
+
+from .arithmetic import Arithmetic
+
+
+class Demonstrations(Dataset[Sample]):
+    """Problems, of which a share is asked in the middle of the result; each is a function of the problem alone.
+
+    Args:
+        problems: whole problems without scratchpad.
+        share: of problems that become demonstrations.
+    """
+
+    def __init__(self, problems: Sequence[Sample] | Dataset[Sample], share: float) -> None:
+        self.problems, self.share = problems, share
+
+    def __len__(self) -> int:
+        return len(self.problems)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.problems[index]
+        draw = Random(f"{sample.prompt}/demonstration")
+        return demonstrate(sample, draw) if draw.random() < self.share else sample
+
+
+def demonstrate(sample: Sample, draw: Random) -> Sample:
+    """Reasoning and prediction at a random place of the problem's result."""
+    result = sample.completion
+    place = draw.randrange(len(result))
+    said = result[place : draw.randint(place + 1, len(result))]
+    reference = write_pieces([character.encode() for character in result[place:]])
+    return Sample(
+        f"{sample.prompt}{result[:place]}<think>", f"{result[::-1]}</think>\\boxed{{{said}}}", reference, sample.number
+    )
+
+
+class ReasonedArithmetic(Arithmetic):
+    """Plain problems and demonstrations of reasoning, mixed, for SFT; evaluation asks for reasoning alone.
+
+    The options are those of `Arithmetic`.
+    """
+
+    share = 0.5
+    """Of demonstrations among the training samples."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.train_set = Demonstrations(self.train_set, self.share)
+        self.val_set, self.test_set = (Demonstrations(problems, 1.0) for problems in (self.val_set, self.test_set))

@@ -1,0 +1,82 @@
+"""Credit for near misses: a wrong prediction of RPT earns what the policy itself would have given it without reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_rl.rewards.prefix import AnswerFormat, PrefixMatch
+from lit_rl.rollouts import Rollouts
+from lit_rl.token_bytes import token_bytes
+
+if TYPE_CHECKING:
+    from lit_rl.group_relative import GroupRelative
+
+BOXED = AnswerFormat()
+PROMPTS = 8
+"""Texts of one forward. A fixed number: under sharded weights all ranks must run equally many forwards."""
+
+
+class DensePrefixMatch(PrefixMatch):
+    """1 for a right prediction as `PrefixMatch` has it; for a wrong one the probability of its first token.
+
+    That is the policy's own probability, at temperature 1, of the token behind the plain text that stands before the position,
+    without template and reasoning: the dense rewards of arXiv 2506.08007, appendix A. The first token of a prediction is the
+    longest of the vocabulary that it begins with. No prediction earns 0. Logged beside the parts of `PrefixMatch`: ``dense``.
+
+    Args:
+        answer: where the prediction stands in a completion.
+        conditional: wrong predictions earn something only in groups where another one is right, elsewhere 0.
+        no_answer: reward of a completion without a prediction, 0 or less.
+    """
+
+    def __init__(self, answer: AnswerFormat = BOXED, conditional: bool = False, no_answer: float = 0.0) -> None:
+        super().__init__(answer, "exact", no_answer)
+        self.conditional = conditional
+        self._tokens: dict[bytes, int] = {}
+        self._probabilities: Tensor | None = None  # (N), of the rollouts that were prepared last
+
+    @torch.no_grad()
+    def prepare(self, module: GroupRelative, rollouts: Rollouts) -> None:
+        """Ask the policy for the probability of each prediction's first token, in one forward per text."""
+        self._tokens = self._tokens or vocabulary_bytes(module.tokenizer)
+        first = [first_token(prediction or b"", self._tokens) for prediction in self.predictions(rollouts)]
+        tokens = torch.tensor([-1 if token is None else token for token in first], device=module.device)
+        groups = tokens.view(-1, rollouts.group_size)
+        texts = module.language_prompts(rollouts.prompts).to(module.device)
+        found = []
+        for piece in torch.arange(len(texts)).split(PROMPTS):
+            with module.forward_context():
+                logits, _ = module.policy.prefill(texts.select(piece.tolist()))  # (p, V), of the last position only
+            found.append(logits.float().softmax(-1).gather(1, groups[piece.to(groups.device)].clamp(min=0)))
+        self._probabilities = (torch.cat(found).flatten() * (tokens >= 0)).cpu()
+
+    def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        if self._probabilities is None or len(self._probabilities) != len(rollouts):
+            raise ValueError("asks the policy and was called without `prepare`; in an evaluation write PrefixMatch instead.")
+        parts = super().parts(rollouts)
+        hits = parts[self.name] > 0
+        dense = torch.where(hits, 1.0, self._probabilities)
+        if self.conditional:
+            solved = hits.view(-1, rollouts.group_size).any(1)
+            dense = dense * solved.repeat_interleave(rollouts.group_size)
+        return parts | {"dense": dense}
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        return parts["dense"] + self.no_answer * (1 - parts["answered"])
+
+
+def vocabulary_bytes(tokenizer: Any) -> dict[bytes, int]:
+    """The token of each text that is one token, special ones left out."""
+    special = set(tokenizer.all_special_ids)
+    # Of two tokens with equal bytes the later one: SentencePiece has its single bytes before its pieces.
+    return {piece: token for token, piece in enumerate(token_bytes(tokenizer)) if piece and token not in special}
+
+
+def first_token(text: bytes, tokens: Mapping[bytes, int]) -> int | None:
+    """The longest token that a text begins with, None where there is none. It needs no whole characters."""
+    sizes = range(min(len(text), max(map(len, tokens), default=0)), 0, -1)
+    return next((tokens[text[:size]] for size in sizes if text[:size] in tokens), None)
