@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rl.evaluation import Evaluation
 from lit_rl.metrics import Mean, Proportion
-from lit_rl.rewards.prefix import PrefixMatch, matched_tokens, rows_pieces
+from lit_rl.rewards.prefix import PrefixMatch, agreed_tokens, rows_pieces
 from lit_rl.rollouts import Rollouts
 from lit_rl.types import PromptBatch, Sample
 
@@ -25,8 +25,8 @@ class NextTokenEvaluation(Evaluation):
 
     ``accuracy`` counts greedy completions whose prediction is a prefix of what follows, ``ntp_accuracy`` positions where the
     model's most likely next token, without any reasoning, is the true one; ``matched_tokens`` is how many tokens the
-    predictions get right on average. Where the positions know their entropy (callback `EntropyFilter`), each stands by band
-    too: ``_easy`` above 0.5 nats, ``_medium`` above 1, ``_hard`` above 1.5.
+    predictions get right on average before they go wrong. Where the positions know their entropy (callback `EntropyFilter`),
+    each stands by band too: ``_easy`` above 0.5 nats, ``_medium`` above 1, ``_hard`` above 1.5.
 
     Args:
         max_new_tokens: longest completion in tokens.
@@ -53,7 +53,7 @@ class NextTokenEvaluation(Evaluation):
         super()._count(rollouts)
         self._add_by_band("accuracy", self.prefix.score(rollouts), rollouts.prompts.samples, overall=False)
         predictions = self.prefix.predictions(rollouts)
-        lengths = [matched_tokens(said or b"", pieces) for said, pieces in zip(predictions, rows_pieces(rollouts), strict=True)]
+        lengths = [agreed_tokens(said or b"", pieces) for said, pieces in zip(predictions, rows_pieces(rollouts), strict=True)]
         self.matched.update(torch.tensor(lengths, dtype=torch.float64))
 
     def _plain_hits(self, module: PolicyModule, prompts: PromptBatch) -> Tensor:

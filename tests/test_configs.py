@@ -17,6 +17,7 @@ PIPELINES = [name for name in FILES if "stages" in read_yaml(find_config(name))]
 PRESETS = [name for name in FILES if name.startswith("objective/")]
 OVERLAYS = [name for name in FILES if "/" in name and name not in PRESETS]
 RUNS = [name for name in FILES if name not in PIPELINES + OVERLAYS + PRESETS]
+GROUP_RELATIVE = [name for name in RUNS if read_yaml(find_config(name))["model"]["class_path"] in ("GRPO", "RPT")]
 LONGEST = 60  # lines
 
 
@@ -53,7 +54,7 @@ def test_every_overlay_goes_on_every_run(run, overlay):
     check_arguments(["fit", "--config", run, "--config", overlay])
 
 
-@pytest.mark.parametrize("run", [name for name in RUNS if read_yaml(find_config(name))["model"]["class_path"] in ("GRPO", "RPT")])
+@pytest.mark.parametrize("run", GROUP_RELATIVE)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_goes_on_every_run_of_its_family(run, preset):
     check_arguments(["fit", "--config", run, "--config", preset])

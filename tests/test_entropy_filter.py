@@ -258,7 +258,7 @@ def test_without_threshold_all_positions_stay_and_know_their_entropy(policy, tmp
 
 
 def test_evaluation_sets_are_annotated_and_stay_whole(policy, tmp_path):
-    data, _ = filtered(tmp_path, threshold=1.0)
+    data, _ = filtered(tmp_path, quantile=0.5)
     assert len(data.val_set) == 4
     expected = all_entropies(policy, data.val_set.windows, top_k=16)[data.val_set.places]
     np.testing.assert_allclose([data.val_set[index].entropy for index in range(4)], expected, atol=1e-5)

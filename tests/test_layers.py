@@ -20,7 +20,8 @@ LAYERS = [
         "reference",
         "strategy",
         "evaluation",
-        "next_token", "tables",
+        "next_token",
+        "tables",
         "token_entropy",
         "entropy_cache",
         "position_entropies",
@@ -30,7 +31,10 @@ LAYERS = [
     {"arguments", "cli", "pipeline", "__main__"},
 ]
 """Parts of lit_rl; each imports from its own line and from those above."""
-PURE = {"types", "windows", "token_bytes", "rollouts", "advantages", "losses", "kl", "aggregation", "objective", "overlong", "logprobs", "plan", "tasks"}
+PURE = {
+    *("types", "windows", "token_bytes", "rollouts", "advantages", "losses", "kl", "aggregation"),
+    *("objective", "overlong", "logprobs", "plan", "tasks"),
+}
 HEAVY = {"lightning", "transformers"}
 FILES = [path for folder in ("lit_rl", "callbacks", "datamodules") for path in sorted((ROOT / folder).rglob("*.py"))]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]

@@ -4,12 +4,17 @@ import functools
 
 import pytest
 import torch
-from conftest import quiet_trainer, tiny_data, tiny_spec
+from conftest import TINY, quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from lit_rl.algorithms import GRPO, SFT
+from lit_rl.algorithms import GRPO, RPT, SFT
+from lit_rl.callbacks import AdaptiveTemperature, DynamicSampling, EntropyFilter
+from lit_rl.datamodules.positions import PositionSpec
 from lit_rl.evaluation import Evaluation
+from lit_rl.loading import PolicySpec
+from lit_rl.next_token import NextTokenEvaluation
+from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.schedule import Schedule
@@ -86,7 +91,27 @@ def grpo():
     )
 
 
-def run(build, folder, epoch_size, callbacks=(), ckpt_path=None, **options):
+def rpt():
+    return RPT(
+        PolicySpec(config={"model_type": "llama", **TINY}, tokenizer="reasoning"),
+        "{context}<think>",
+        reward=Guess(),
+        sampler=Sampler(max_new_tokens=4),
+        optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
+        evaluation=NextTokenEvaluation(max_new_tokens=4),
+        group_size=2,
+        minibatches=2,
+    )
+
+
+class Guess(Reward):
+    """Equal in many groups, so that there is something to refill."""
+
+    def score(self, rollouts):
+        return (rollouts.completion_ids[:, 0] % 3 == 0).float()
+
+
+def run(build, folder, epoch_size, callbacks=(), ckpt_path=None, data=None, **options):
     torch.manual_seed(1)
     texts, figures, module = Texts(), Figures(), build()
     trainer = quiet_trainer(
@@ -98,7 +123,7 @@ def run(build, folder, epoch_size, callbacks=(), ckpt_path=None, **options):
         callbacks=[texts, *callbacks],
         **options,
     )
-    trainer.fit(module, tiny_data(epoch_size=epoch_size), ckpt_path=ckpt_path)
+    trainer.fit(module, data or tiny_data(epoch_size=epoch_size), ckpt_path=ckpt_path)
     return module, trainer, texts.by_step, figures.by_step
 
 
@@ -220,3 +245,22 @@ def test_a_run_that_breaks_off_while_sampling_skips_no_prompts(tmp_path):
     run(build, tmp_path, 64, [resumed], ckpt_path=tmp_path / "broken.ckpt")
     run(build, tmp_path, 64, [whole])
     assert resumed.numbers == whole.numbers[1:]
+
+
+def test_rpt_stops_and_resumes_with_its_filter_and_its_sampling(tmp_path):
+    """Inside a rollout whose groups were partly refilled, on positions that an entropy filter chose."""
+
+    def parts():
+        filters = [EntropyFilter(quantile=0.5, cache_folder=str(tmp_path)), DynamicSampling(), AdaptiveTemperature()]
+        return filters, tiny_data(epoch_size=64, positions=PositionSpec(labels_length=2, eval_positions=8))
+
+    filters, data = parts()
+    whole = run(rpt, tmp_path, 64, filters, data=data)
+    filters, data = parts()
+    saver = ModelCheckpoint(tmp_path, "at", every_n_train_steps=5, save_on_train_epoch_end=False)
+    with pytest.raises(Stopped):
+        run(rpt, tmp_path, 64, [*filters, saver, Stopper(5)], data=data)
+    filters, data = parts()
+    resumed = run(rpt, tmp_path, 64, filters, ckpt_path=tmp_path / "at.ckpt", data=data)
+    assert max(figures["sampling/rounds"] for figures in whole[3].values()) > 0
+    assert_same_end(whole, resumed, 5)

@@ -61,6 +61,11 @@ class RPT(GroupRelative):
         self.template, self.max_context = template, max_context
         self._pieces = token_bytes(self.tokenizer)
 
+    def configure_policy(self) -> None:
+        super().configure_policy()
+        # Heads are often padded to more ids than the tokenizer has.
+        self._pieces += [b""] * (self.policy.vocabulary - len(self._pieces))
+
     def render(self, prompts: PromptBatch) -> PromptBatch:
         """Ask about the positions: prompts of contexts become prompts of templates."""
         contexts = [self._context(sample) for sample in prompts.samples]

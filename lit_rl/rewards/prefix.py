@@ -93,14 +93,13 @@ def matched_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
     return 0
 
 
-def agreed_bytes(prediction: bytes, pieces: Sequence[bytes]) -> int:
-    """Bytes at the beginning of the prediction that are whole tokens of what follows."""
-    end = 0
-    for piece in pieces:
-        if prediction[end : end + len(piece)] != piece:
-            break
-        end += len(piece)
-    return end
+def agreed_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
+    """How many whole tokens of what follows the prediction begins with, whatever comes after them."""
+    end = count = 0
+    while count < len(pieces) and end < len(prediction) and prediction.startswith(pieces[count], end):
+        end += len(pieces[count])
+        count += 1
+    return count
 
 
 class PrefixMatch(Reward):
@@ -163,7 +162,7 @@ class PrefixMatch(Reward):
         if not prediction:
             return 0.0
         if self.credit == "partial":
-            return agreed_bytes(prediction, pieces) / len(prediction)
+            return sum(map(len, pieces[: agreed_tokens(prediction, pieces)])) / len(prediction)
         if self.credit == "first_token":
             return float(bool(pieces) and prediction.startswith(pieces[0]))
         return float(matched_tokens(prediction, pieces) > 0)
