@@ -11,7 +11,7 @@ quickstart: .venv/installed  ## train a small model from nothing on arithmetic: 
 	$(BIN)/lit-rl pipeline quickstart
 
 test: .venv/installed  ## all tests, with a learning miniature per algorithm (under 8 minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 check: .venv/installed  ## format, lint, spelling, types
 	$(BIN)/ruff format --check .
@@ -19,9 +19,10 @@ check: .venv/installed  ## format, lint, spelling, types
 	$(BIN)/codespell lit_rl callbacks datamodules configs tests benchmarks docs/*.md *.md
 	$(BIN)/mypy
 
-learn: .venv/installed  ## the long runs behind the README's figures: quickstart, its control, seed 004's own task, every preset
+learn: .venv/installed  ## the long runs behind the README's figures: quickstart, its control, RPT, seed 004's own task, every preset
 	$(BIN)/lit-rl pipeline quickstart
 	$(BIN)/lit-rl pipeline shuffled_control
+	$(BIN)/lit-rl pipeline rpt_arithmetic
 	$(BIN)/lit-rl pipeline mathformer
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'learning or long' -rP tests/test_learning.py tests/test_presets.py
 

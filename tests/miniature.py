@@ -20,10 +20,10 @@ SMALL = {
 }
 
 
-def fit(module, folder, steps, batch_size, *callbacks):
+def fit(module, folder, steps, batch_size, *callbacks, data=Arithmetic):
     """Train on the larger or smaller of two numbers; accuracy before and after on 400 held-out problems."""
     measure = Improvement()
-    data = Arithmetic(Grammar(["max", "min"], signed=False), batch_size=batch_size, val_problems=400, test_problems=1)
+    problems = data(Grammar(["max", "min"], signed=False), batch_size=batch_size, val_problems=400, test_problems=1)
     trainer = quiet_trainer(
         folder,
         max_steps=steps,
@@ -34,7 +34,7 @@ def fit(module, folder, steps, batch_size, *callbacks):
         check_val_every_n_epoch=None,
         callbacks=[measure, *callbacks],
     )
-    trainer.fit(module, data)
+    trainer.fit(module, problems)
     return measure.before, measure.after
 
 

@@ -4,12 +4,16 @@ import functools
 
 import pytest
 import torch
-from miniature import fit
+from miniature import SMALL, adamw, fit
 
-from lit_rl.algorithms import GRPO
-from lit_rl.callbacks import ShuffledRewards
+from lit_rl.algorithms import GRPO, RPT, SFT
+from lit_rl.callbacks import HFExport, ShuffledRewards
+from lit_rl.datamodules import Arithmetic, ReasonedArithmetic
+from lit_rl.datamodules.positions import PositionSpec
 from lit_rl.evaluation import Evaluation
 from lit_rl.loading import PolicySpec
+from lit_rl.next_token import NextTokenEvaluation
+from lit_rl.rewards import PrefixMatch
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.schedule import Schedule
 
@@ -44,3 +48,32 @@ def test_grpo_raises_accuracy_by_its_reward_alone(supervised, tmp_path):
 def test_grpo_with_shuffled_rewards_does_not_improve(supervised, tmp_path):
     before, after = grpo(supervised[0], tmp_path, ShuffledRewards())
     assert after["value"] <= before["high"]
+
+
+def reasoned(folder):
+    """The start of RPT: a model that was shown reasoning before predictions, but not for long."""
+    module = SFT(PolicySpec(config=SMALL, tokenizer="reasoning"), adamw(3e-3), evaluation=Evaluation(10, PrefixMatch()))
+    fit(module, folder, 110, 64, HFExport(), data=ReasonedArithmetic)
+    return folder / "export"
+
+
+def rpt(start, folder, *callbacks):
+    module = RPT(
+        PolicySpec(pretrained=str(start)),
+        "{context}<think>",
+        sampler=Sampler(max_new_tokens=10),
+        optimizer=functools.partial(torch.optim.AdamW, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0),
+        schedule=Schedule("cosine", warmup_steps=10),
+        evaluation=NextTokenEvaluation(10),
+        negative_weight=0.1,
+    )
+    data = functools.partial(Arithmetic, epoch_size=4000, positions=PositionSpec(2, 400))
+    return fit(module, folder, 120, 64, *callbacks, data=data)
+
+
+def test_rpt_raises_next_token_accuracy_and_shuffled_rewards_do_not(tmp_path):
+    start = reasoned(tmp_path)
+    before, after = rpt(start, tmp_path / "rpt")
+    _, shuffled = rpt(start, tmp_path / "shuffled", ShuffledRewards())
+    assert after["value"] > before["value"] + 0.08
+    assert shuffled["value"] <= before["high"]
