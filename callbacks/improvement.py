@@ -22,10 +22,11 @@ class Improvement(Callback):
 
     Args:
         monitor: the figure to compare; its interval is read from the same name with ``_low`` and ``_high``.
+        percent: show it in percent; False for figures that are no share, such as ``val/matched_tokens``.
     """
 
-    def __init__(self, monitor: str = "val/accuracy") -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: str = "val/accuracy", percent: bool = True) -> None:
+        self.monitor, self.percent = monitor, percent
         self.before: dict[str, Any] | None = None
         self.after: dict[str, Any] | None = None
         self._seconds = 0.0  # of earlier processes of this run
@@ -43,10 +44,10 @@ class Improvement(Callback):
         figures = self._figures(trainer)
         if not trainer.sanity_checking:
             self.after = figures
-            rank_zero_info(f"Evaluation: {_line(figures)}")
+            rank_zero_info(f"Evaluation: {self._line(figures)}")
             return
         self.before = figures
-        rank_zero_info(f"Baseline: {_line(figures)}")
+        rank_zero_info(f"Baseline: {self._line(figures)}")
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=0)
@@ -61,7 +62,8 @@ class Improvement(Callback):
             rank_zero_warn("Improvement: no evaluation followed the baseline; lower trainer.val_check_interval.")
             return
         gain = self.after["value"] - self.before["value"]
-        rank_zero_info(f"Final: {_line(self.after)}\nImprovement: {100 * gain:+.1f} points")
+        change = f"{100 * gain:+.1f} points" if self.percent else f"{gain:+.3f}"
+        rank_zero_info(f"Final: {self._line(self.after)}\nImprovement: {change}")
         report = {
             "monitor": self.monitor,
             "before": self.before,
@@ -86,7 +88,9 @@ class Improvement(Callback):
         metrics = trainer.callback_metrics
         return {key: float(metrics[name]) for key, name in names.items() if name in metrics} | {"step": trainer.global_step}
 
+    def _line(self, figures: dict[str, Any]) -> str:
+        def show(value: float) -> str:
+            return f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
 
-def _line(figures: dict[str, Any]) -> str:
-    interval = f" ({100 * figures['low']:.1f} to {100 * figures['high']:.1f})" if "low" in figures else ""
-    return f"{100 * figures['value']:.1f} %{interval} at step {figures['step']}"
+        interval = f" ({show(figures['low'])} to {show(figures['high'])})" if "low" in figures else ""
+        return f"{show(figures['value'])}{' %' if self.percent else ''}{interval} at step {figures['step']}"

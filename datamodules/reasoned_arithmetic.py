@@ -36,13 +36,12 @@ class Demonstrations(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.problems[index]
-        draw = Random(f"{sample.prompt}/demonstration")
-        return demonstrate(sample, draw) if draw.random() < self.share else sample
+        return demonstrate(sample) if Random(f"{sample.prompt}/kind").random() < self.share else sample
 
 
-def demonstrate(sample: Sample, draw: Random) -> Sample:
+def demonstrate(sample: Sample) -> Sample:
     """Reasoning and prediction at a random place of the problem's result."""
-    result = sample.completion
+    draw, result = Random(f"{sample.prompt}/place"), sample.completion
     place = draw.randrange(len(result))
     said = result[place : draw.randint(place + 1, len(result))]
     reference = write_pieces([character.encode() for character in result[place:]])
@@ -63,4 +62,4 @@ class ReasonedArithmetic(Arithmetic):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.train_set = Demonstrations(self.train_set, self.share)
-        self.val_set, self.test_set = (Demonstrations(problems, 1.0) for problems in (self.val_set, self.test_set))
+        self.val_set, self.test_set = ([demonstrate(sample) for sample in kept] for kept in (self.val_set, self.test_set))

@@ -5,6 +5,7 @@ import torch
 from conftest import TINY, quiet_trainer
 
 from lit_rl.algorithms import RPT
+from lit_rl.callbacks import Improvement
 from lit_rl.datamodules.base import PromptDataModule
 from lit_rl.datamodules.positions import Positions
 from lit_rl.loading import PolicySpec
@@ -119,3 +120,9 @@ def test_the_table_has_a_line_for_each_run_and_kind_of_prediction():
 
 def test_without_bands_there_is_no_table():
     assert band_table({"run": {"val/accuracy": 0.5}}) == ""
+
+
+def test_a_figure_that_is_no_share_is_not_shown_in_percent():
+    figures = {"value": 0.789, "low": 0.738, "high": 0.84, "step": 3}
+    assert Improvement("val/matched_tokens", percent=False)._line(figures) == "0.789 (0.738 to 0.840) at step 3"
+    assert Improvement()._line(figures) == "78.9 % (73.8 to 84.0) at step 3"

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lit_rl.algorithms import RPT
-from lit_rl.datamodules import Arithmetic
+from lit_rl.datamodules import Arithmetic, ReasonedArithmetic
 from lit_rl.datamodules.base import collate
 from lit_rl.datamodules.positions import Positions, PositionSpec
+from lit_rl.datamodules.reasoned_arithmetic import demonstrate
 from lit_rl.loading import PolicySpec
 from lit_rl.next_token import NextTokenEvaluation
 from lit_rl.prompts import TEMPLATES, fill_in
@@ -298,3 +299,30 @@ def test_a_position_keeps_its_number_when_others_are_left_out():
     positions = Positions(Windows.of_documents([[1, 2]], [[3, 4, 5]]), [b"x"] * 6, 1)
     positions.keep(np.array([False, True, True]))
     assert [positions[place].number for place in range(len(positions))] == [1, 2]
+
+
+# --- what SFT shows a model before RPT ---------------------------------------------------------------------------
+
+
+def test_a_demonstration_reasons_from_the_lowest_digit_and_predicts_what_follows():
+    sample = Sample("<bos><big>57+68<answer>", "125", "125", 3)
+    shown = demonstrate(sample)
+    begun = shown.prompt.removeprefix(sample.prompt).removesuffix("<think>")
+    reasoning, _, said = shown.completion.partition("</think>")
+    assert reasoning == "521"
+    assert "125".startswith(begun + AnswerFormat(after="").read(said))
+    assert shown.reference == "│".join("125"[len(begun) :])
+
+
+def test_demonstrations_are_right_by_the_reward_that_judges_them():
+    data = ReasonedArithmetic(Grammar(max_digits=2), epoch_size=64, val_problems=64, test_problems=1)
+    data.setup("fit")
+    judge = PrefixMatch()
+    assert all(judge.is_right(judge.answer.read(sample.completion).encode(), sample) for sample in data.val_set)
+
+
+def test_about_half_of_the_training_samples_are_demonstrations():
+    data = ReasonedArithmetic(Grammar(max_digits=2), epoch_size=200, val_problems=1, test_problems=1)
+    data.setup("fit")
+    shown = sum(data.train_set[number].prompt.endswith("<think>") for number in range(200))
+    assert 70 < shown < 130
