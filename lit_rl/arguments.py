@@ -134,7 +134,7 @@ def _value_fault(text: str, outer: str, parser: argparse.ArgumentParser | None, 
     if path:
         name = path.group(1) or path.group(2)
         known = _class_names(_typehint(parser, key))
-        hint = suggestion(name.split(".")[-1], known) or (f" Known are {', '.join(known)}." if len(known) < 10 else "")
+        hint = suggestion(name.split(".")[-1], known) or (f" Known are {', '.join(known)}." if len(known) < 20 else "")
         return f"unknown class {name!r}.{hint}"
     if text.startswith("Expected a "):
         types = re.search(r"Subtypes: \[(.*)\]\n", outer)

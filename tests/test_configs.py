@@ -17,7 +17,8 @@ PIPELINES = [name for name in FILES if "stages" in read_yaml(find_config(name))]
 PRESETS = [name for name in FILES if name.startswith("objective/")]
 OVERLAYS = [name for name in FILES if "/" in name and name not in PRESETS]
 RUNS = [name for name in FILES if name not in PIPELINES + OVERLAYS + PRESETS]
-GROUP_RELATIVE = [name for name in RUNS if read_yaml(find_config(name))["model"]["class_path"] in ("GRPO", "RPT")]
+OF_EACH_KIND = ["sft_arithmetic", "grpo_arithmetic", "rpt_omni_math"]
+"""A run of each algorithm; others of its kind have the same keys."""
 LONGEST = 60  # lines
 
 
@@ -48,15 +49,15 @@ def test_the_command_of_a_config_is_right(name):
     check_arguments(first_command(name))
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", OF_EACH_KIND)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_overlay_goes_on_every_run(run, overlay):
+def test_every_overlay_goes_on_a_run_of_every_kind(run, overlay):
     check_arguments(["fit", "--config", run, "--config", overlay])
 
 
-@pytest.mark.parametrize("run", GROUP_RELATIVE)
+@pytest.mark.parametrize("run", OF_EACH_KIND[1:])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_goes_on_every_run_of_its_family(run, preset):
+def test_every_preset_goes_on_grpo_and_on_rpt(run, preset):
     check_arguments(["fit", "--config", run, "--config", preset])
 
 
