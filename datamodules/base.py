@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
@@ -175,7 +176,9 @@ class PromptDataModule(pl.LightningDataModule):
         """Turn the whole samples of all three sets into positions inside their completions."""
         self.endless = False
         for name in ("train_set", "val_set", "test_set"):
-            positions = positions_of_samples(list(getattr(self, name)), self.tokenizer, spec.labels_length)
+            samples = list(getattr(self, name))
+            rank_zero_info(f"data.{name}: {len(samples):,} samples are tokenized into positions")
+            positions = positions_of_samples(samples, self.tokenizer, spec.labels_length)
             if name != "train_set":
                 positions.thin_out(spec.eval_positions)
             setattr(self, name, positions)

@@ -50,8 +50,11 @@ def test_grpo_with_shuffled_rewards_does_not_improve(supervised, tmp_path):
     assert after["value"] <= before["high"]
 
 
-def reasoned(folder):
+@pytest.fixture(scope="module")
+def reasoned(tmp_path_factory):
     """The start of RPT: a model that was shown reasoning before predictions, but not for long."""
+    folder = tmp_path_factory.mktemp("reasoned")
+    torch.manual_seed(0)
     module = SFT(PolicySpec(config=SMALL, tokenizer="reasoning"), adamw(3e-3), evaluation=Evaluation(10, PrefixMatch()))
     fit(module, folder, 110, 64, HFExport(), data=ReasonedArithmetic)
     return folder / "export"
@@ -71,9 +74,12 @@ def rpt(start, folder, *callbacks):
     return fit(module, folder, 120, 64, *callbacks, data=data)
 
 
-def test_rpt_raises_next_token_accuracy_and_shuffled_rewards_do_not(tmp_path):
-    start = reasoned(tmp_path)
-    before, after = rpt(start, tmp_path / "rpt")
-    _, shuffled = rpt(start, tmp_path / "shuffled", ShuffledRewards())
+def test_rpt_raises_next_token_accuracy_by_its_reward_alone(reasoned, tmp_path):
+    before, after = rpt(reasoned, tmp_path)
     assert after["value"] > before["value"] + 0.08
-    assert shuffled["value"] <= before["high"]
+
+
+@pytest.mark.long
+def test_rpt_with_shuffled_rewards_does_not_improve(reasoned, tmp_path):
+    before, after = rpt(reasoned, tmp_path, ShuffledRewards())
+    assert after["value"] <= before["high"]
