@@ -18,7 +18,7 @@ from lit_rl.hooks import RolloutCallback
 from lit_rl.loading import PolicySpec, load_tokenizer
 from lit_rl.module import PolicyModule
 from lit_rl.policy import Policy
-from lit_rl.position_entropies import HasEntropies, distribution, needed_windows, select_windows, tell_entropies
+from lit_rl.position_entropies import HasEntropies, distribution, needed_windows, tell_entropies
 from lit_rl.randomness import seeded
 from lit_rl.rollouts import Rollouts
 from lit_rl.stream import MicroBatch
@@ -115,8 +115,8 @@ class EntropyFilter(RolloutCallback):
     def _annotate(self, trainer: pl.Trainer, module: PolicyModule, positions: HasEntropies) -> None:
         """Give the positions their entropies: of all targets of the windows that hold one of them."""
         numbers = needed_windows(positions)
-        self._refuse_threshold(trainer, module, select_windows(positions.windows, numbers[:: max(1, len(numbers) // GLANCE)]))
-        tell_entropies(positions, numbers, self._entropies(trainer, module, select_windows(positions.windows, numbers)))
+        self._refuse_threshold(trainer, module, positions.windows.select(numbers[:: max(1, len(numbers) // GLANCE)]))
+        tell_entropies(positions, numbers, self._entropies(trainer, module, positions.windows.select(numbers)))
 
     def _entropies(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> NDArray[np.float32]:
         """Those of all targets, in their order; written by the first process and read by all."""

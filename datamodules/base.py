@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
+from lit_rl.token_bytes import token_bytes
 from lit_rl.types import PromptBatch, Sample
 
 from .positions import PositionSpec, positions_of_samples
@@ -175,10 +176,11 @@ class PromptDataModule(pl.LightningDataModule):
     def take_positions(self, spec: PositionSpec) -> None:
         """Turn the whole samples of all three sets into positions inside their completions."""
         self.endless = False
+        pieces = token_bytes(self.tokenizer)
         for name in ("train_set", "val_set", "test_set"):
             samples = list(getattr(self, name))
             rank_zero_info(f"data.{name}: {len(samples):,} samples are tokenized into positions")
-            positions = positions_of_samples(samples, self.tokenizer, spec.labels_length)
+            positions = positions_of_samples(samples, self.tokenizer, pieces, spec.labels_length)
             if name != "train_set":
                 positions.thin_out(spec.eval_positions)
             setattr(self, name, positions)

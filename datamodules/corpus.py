@@ -91,9 +91,9 @@ class Corpus(PromptDataModule):
         ends, parts = self._divide(cache)
         windows = slide(cache.ids, ends, self.window, self.context_tokens, self.stride)
         owner = parts[np.searchsorted(ends, windows.limits)]
-        self.train_set = self._samples(_select(windows, owner == TRAIN), TRAIN)
-        self.val_set = self._samples(_select(windows, owner == VAL), VAL)  # type: ignore[assignment]
-        self.test_set = self._samples(_select(windows, owner == TEST), TEST)  # type: ignore[assignment]
+        self.train_set = self._samples(windows.select(owner == TRAIN), TRAIN)
+        self.val_set = self._samples(windows.select(owner == VAL), VAL)  # type: ignore[assignment]
+        self.test_set = self._samples(windows.select(owner == TEST), TEST)  # type: ignore[assignment]
         if self.positions is not None:
             self.take_positions(self.positions)
 
@@ -132,11 +132,6 @@ class Corpus(PromptDataModule):
         longest = _model_context(getattr(self._trainer().lightning_module, "policy_spec", None))
         if longest is not None and self.window > longest:
             raise ValueError(f"data.window is {self.window}, but the model has {longest} positions; write {longest} or less.")
-
-
-def _select(windows: Windows, kept: NDArray[np.bool_]) -> Windows:
-    """Those windows where ``kept`` is True."""
-    return Windows(windows.ids, windows.starts[kept], windows.firsts[kept], windows.ends[kept], windows.limits[kept])
 
 
 def _model_context(spec: Any) -> int | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_rl.token_bytes import token_bytes, write_pieces
+from lit_rl.token_bytes import write_pieces
 from lit_rl.types import Sample
 from lit_rl.windows import Windows
 
@@ -90,9 +90,11 @@ class WindowSamples(Dataset[Sample]):
         return Sample("", "", "", index, windows.ids[start:first].tolist(), target)
 
 
-def positions_of_samples(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, labels_length: int) -> Positions:
+def positions_of_samples(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, pieces: list[bytes], labels_length: int
+) -> Positions:
     """Every position inside the completions of whole samples."""
     kept = [sample for sample in samples if sample.completion]
     prompts = tokenizer([sample.prompt for sample in kept], add_special_tokens=False)["input_ids"]
     completions = tokenizer([sample.completion for sample in kept], add_special_tokens=False)["input_ids"]
-    return Positions(Windows.of_documents(prompts, completions), token_bytes(tokenizer), labels_length)
+    return Positions(Windows.of_documents(prompts, completions), pieces, labels_length)

@@ -30,12 +30,6 @@ def needed_windows(positions: HasEntropies) -> NDArray[np.integer]:
     return np.unique(np.searchsorted(positions.windows.offsets, positions.places, side="right") - 1)
 
 
-def select_windows(windows: Windows, numbers: NDArray[np.integer]) -> Windows:
-    """The windows of these numbers, of the same sequence."""
-    places = (windows.starts, windows.firsts, windows.ends, windows.limits)
-    return Windows(windows.ids, *(array[numbers] for array in places))
-
-
 def tell_entropies(positions: HasEntropies, numbers: NDArray[np.integer], values: NDArray[np.float32]) -> None:
     """Give positions the entropies of all targets of the windows of these numbers; the other targets' stay NaN."""
     offsets = positions.windows.offsets

@@ -7,6 +7,7 @@ the text before them was cut away. No position is a target twice, and no window 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,10 @@ class Windows:
     def tokens(self, window: int) -> list[int]:
         """All tokens of a window, context and targets."""
         return self.ids[self.starts[window] : self.ends[window]].tolist()
+
+    def select(self, windows: NDArray[Any]) -> Windows:
+        """Those windows, given by their numbers or by a mask (W), of the same sequence."""
+        return Windows(self.ids, *(array[windows] for array in (self.starts, self.firsts, self.ends, self.limits)))
 
     @classmethod
     def of_documents(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Windows:
