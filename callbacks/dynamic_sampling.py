@@ -50,6 +50,8 @@ class DynamicSampling(RolloutCallback):
                 f"DynamicSampling needs an algorithm that samples; {type(module).__name__} does not: "
                 "write GRPO or RPT, or remove it."
             )
+        if trainer.train_dataloader.plan.group_size < 2:
+            raise ValueError("DynamicSampling compares the completions of a prompt; write model.group_size 2 or more.")
 
     def on_rollout_end(self, trainer: pl.Trainer, module: pl.LightningModule, rollouts: Rollouts) -> Rollouts:
         if trainer.global_step < self.start_step:

@@ -37,7 +37,8 @@ class HFExport(Callback):
         if self._exported == trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._exported = trainer.global_step
-        weights = whole_weights(module.policy)  # on every rank: sharded weights are gathered
-        if trainer.is_global_zero:
-            export_policy(module.policy, module.tokenizer, Path(trainer.default_root_dir) / self.folder, weights)
+        for name, policy in module.exports().items():
+            weights = whole_weights(policy)  # on every rank: sharded weights are gathered
+            if trainer.is_global_zero:
+                export_policy(policy, module.tokenizer, Path(trainer.default_root_dir) / (self.folder + name), weights)
         trainer.strategy.barrier()

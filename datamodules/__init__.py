@@ -6,5 +6,6 @@ from .corpus import Corpus
 from .gsm8k import GSM8K
 from .omni_math import OmniMath
 from .reasoned_arithmetic import ReasonedArithmetic
+from .rpn import RPN
 
-__all__ = ["GSM8K", "Arithmetic", "Corpus", "EpochSampler", "OmniMath", "PromptDataModule", "ReasonedArithmetic"]
+__all__ = ["GSM8K", "RPN", "Arithmetic", "Corpus", "EpochSampler", "OmniMath", "PromptDataModule", "ReasonedArithmetic"]

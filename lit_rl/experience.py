@@ -25,7 +25,7 @@ from lit_rl.stream import MicroBatch, TrainingStream
 from lit_rl.types import PromptBatch
 
 if TYPE_CHECKING:
-    from lit_rl.group_relative import GroupRelative
+    from lit_rl.policy_gradient import PolicyGradient
 
 
 class Experience(TrainingStream):
@@ -37,12 +37,13 @@ class Experience(TrainingStream):
         plan: how rollouts are cut.
     """
 
-    def __init__(self, module: GroupRelative, loader: DataLoader, plan: BatchPlan) -> None:
+    def __init__(self, module: PolicyGradient, loader: DataLoader, plan: BatchPlan) -> None:
         super().__init__(module, loader, plan)
-        self.module: GroupRelative = module
+        self.module: PolicyGradient = module
         self.rollouts: Rollouts | None = None
         self.metrics: dict[str, float] = {}
         self.number = 0  # of rollouts begun in this run; sampling is keyed by it
+        self.stopped = False  # whether no more steps are to be taken on the current rollout
 
     def begin(self) -> None:
         with self.module.gathered():  # sharded weights, once for all forwards of the rollout
@@ -60,13 +61,17 @@ class Experience(TrainingStream):
             rollouts = callback.on_rollout_end(trainer, module, rollouts)
         self._check_size(len(rollouts.prompts))
         module.finish_rollouts(rollouts)
-        self.rollouts = rollouts
+        self.rollouts, self.stopped = rollouts, False
         self.number += 1
-        self.metrics = rollout_metrics(rollouts, module.gather) | {
-            "time/rollout": sampled - start,
-            "time/reward": scored - sampled,
-            "perf/rollout_tokens_per_second": tokens / (sampled - start),
-        }
+        self.metrics = (
+            rollout_metrics(rollouts, module.gather)
+            | module.rollout_figures(rollouts)
+            | {
+                "time/rollout": sampled - start,
+                "time/reward": scored - sampled,
+                "perf/rollout_tokens_per_second": tokens / (sampled - start),
+            }
+        )
 
     def _next_prompts(self) -> PromptBatch:
         """This rank's next batch, as the policy is shown it."""
@@ -119,6 +124,8 @@ class Experience(TrainingStream):
         counts = self._count(rollouts, steps)
         for epoch in range(self.plan.epochs):
             for number, prompts in enumerate(steps):
+                if self.stopped:
+                    return
                 yield from self._cut(rollouts, prompts, counts[number], fresh=epoch == number == 0)
 
     def _cut(self, rollouts: Rollouts, prompts: list[int], counts: list[int], fresh: bool) -> Iterator[MicroBatch]:
@@ -159,16 +166,19 @@ class Experience(TrainingStream):
     def _callbacks(self) -> list[RolloutCallback]:
         return [callback for callback in self.module.trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
 
+    @property
+    def unfinished(self) -> bool:
+        return super().unfinished and not self.stopped
+
     def state_dict(self) -> dict[str, Any]:
         """Beside the position: the rollout's number, and the rollout itself where it is unfinished."""
-        unfinished = self.rollouts is not None and self.position % self.plan.micro_batches != 0
-        state: dict[str, Any] = {"number": self.number, "rollouts": None, "metrics": {}}
-        if unfinished and self.rollouts is not None:
+        state: dict[str, Any] = {"number": self.number, "stopped": self.stopped, "rollouts": None, "metrics": {}}
+        if self.unfinished and self.rollouts is not None:
             state |= {"rollouts": self.rollouts.to("cpu").state_dict(), "metrics": self.metrics}
         return super().state_dict() | state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.number, self.metrics = state["number"], state["metrics"]
+        self.number, self.stopped, self.metrics = state["number"], state["stopped"], state["metrics"]
         saved = state["rollouts"]
         self.rollouts = None if saved is None else Rollouts.from_state(saved).to(self.module.device)

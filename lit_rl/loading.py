@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_rl.tasks.tokenizers import arithmetic_tokenizer, byte_tokenizer, reasoning_tokenizer
+from lit_rl.tasks.tokenizers import arithmetic_tokenizer, byte_tokenizer, reasoning_tokenizer, rpn_tokenizer
 
 SIZES: dict[str, dict[str, int]] = {
     name: {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "num_hidden_layers": layers}
@@ -24,7 +26,13 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Named sizes of a model from scratch."""
 
-TASK_TOKENIZERS = {"arithmetic": arithmetic_tokenizer, "reasoning": reasoning_tokenizer, "bytes": byte_tokenizer}
+TASK_TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
+    "arithmetic": arithmetic_tokenizer,
+    "reasoning": reasoning_tokenizer,
+    "bytes": byte_tokenizer,
+    "rpn13": partial(rpn_tokenizer, 13),
+    "rpn113": partial(rpn_tokenizer, 113),
+}
 """Tokenizers of `lit_rl.tasks`, by the name that `PolicySpec.tokenizer` knows them by."""
 
 
@@ -54,7 +62,8 @@ class PolicySpec:
     size: Literal["tiny", "small", "medium", "large"] | None = None
     """Width, heads and depth for ``config``: 32/2/2, 64/4/4, 512/8/8, 768/8/8. What ``config`` names itself wins."""
     tokenizer: str | None = None
-    """A Hugging Face name or folder, ``arithmetic``, ``reasoning`` or ``bytes``; default: the one beside ``pretrained``."""
+    """A Hugging Face name or folder, ``arithmetic``, ``reasoning``, ``bytes``, ``rpn13`` or ``rpn113`` (RPN by its modulus);
+    default: the one beside ``pretrained``."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of the weights. Keep float32 and let ``trainer.precision`` choose what to compute in."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None

@@ -115,6 +115,27 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages * logprobs
 
 
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """``max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2``: a critic that moves little on one rollout.
+
+    Not in the paper of PPO but in its authors' code; arXiv 2005.12729, section 3, describes it.
+
+    Args:
+        values: (N, T) of the critic that learns, with gradient.
+        old_values: (N, T) of the critic before its first step on the rollout.
+        returns: (N, T), what the completions earned from there on.
+        clip: c; 0 leaves clipping out.
+
+    Returns:
+        (N, T) loss per token, and (N, T) bool, True where clipping stopped the gradient.
+    """
+    plain = (values - returns).square()
+    if not clip:
+        return plain / 2, torch.zeros_like(plain, dtype=torch.bool)
+    clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+    return plain.maximum(clipped) / 2, clipped > plain
+
+
 def off_policy_mask(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, advantages: Tensor, threshold: float) -> Tensor:
     """Leave out bad completions that the policy has moved away from (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
 

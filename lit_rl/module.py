@@ -86,6 +86,14 @@ class PolicyModule(pl.LightningModule):
         """Every policy that runs forwards: the one that learns, and a copy that does not."""
         return [self.policy]
 
+    def exports(self) -> dict[str, Policy]:
+        """What is exported, by what is put behind the folder's name."""
+        return {"": self.policy}
+
+    def parameters_to_learn(self) -> list[Any]:
+        """What the optimizer gets: parameters, or groups of them."""
+        return [p for p in self.policy.parameters() if p.requires_grad]
+
     # --- building ------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
@@ -104,7 +112,7 @@ class PolicyModule(pl.LightningModule):
         """Change the new policy before it is sharded."""
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        optimizer = self._optimizer(self.parameters_to_learn())
         scheduler = self._schedule.build(optimizer, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -144,7 +152,7 @@ class PolicyModule(pl.LightningModule):
         sums: dict[str, Tensor],
         ratios: dict[str, tuple[Tensor, Tensor]] | None = None,
         ranges: dict[str, Tensor] | None = None,
-    ) -> None:
+    ) -> dict[str, float]:
         """Add up this micro-batch's shares of the optimizer step's figures; log them with the last one.
 
         Args:
@@ -152,6 +160,9 @@ class PolicyModule(pl.LightningModule):
             sums: 0-D shares; over all micro-batches and ranks they add up to the figure.
             ratios: 0-D shares of a numerator and a denominator, whose sums are divided at the end.
             ranges: 1-D values, of which the smallest and the largest of the step are logged as ``<name>/min`` and ``/max``.
+
+        Returns:
+            What was logged, the same on all ranks; nothing before the last micro-batch of the step.
         """
         if batch.first:
             self._sums, self._ranges, self._values = {}, {}, dict(batch.metrics)
@@ -162,10 +173,9 @@ class PolicyModule(pl.LightningModule):
         for name, values in (ranges or {}).items():
             ends = torch.stack([-values.min(), values.max()]) if len(values) else values.new_full((2,), -torch.inf)
             self._ranges[name] = self._ranges.get(name, ends).maximum(ends)
-        if batch.last:
-            self._log_step()
+        return self._log_step() if batch.last else {}
 
-    def _log_step(self) -> None:
+    def _log_step(self) -> dict[str, float]:
         totals = self.sum_over_ranks(torch.stack(list(self._sums.values()))).tolist()
         figures = {name: top / bottom if bottom else top for name, (top, bottom) in zip(self._sums, totals, strict=True)}
         for name, ends in self._ranges.items():
@@ -176,6 +186,7 @@ class PolicyModule(pl.LightningModule):
         self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
         rest = {name: value for name, value in values.items() if name not in shown}
         self.log_dict(rest, on_step=True, on_epoch=False)
+        return values
 
     def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         if batch.first:

@@ -24,6 +24,7 @@ from lit_rl.packing import Packed, packed_options
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.cache import RoomyLayer, repeat_cache, select_cache
 from lit_rl.types import PromptBatch, TokenBatch
+from lit_rl.value import ValueHead, load_value_head
 
 
 class Policy(nn.Module):
@@ -41,6 +42,7 @@ class Policy(nn.Module):
         self.spec = spec
         causal_lm = self.causal_lm
         self.end_tokens = end_tokens(causal_lm, tokenizer)
+        self.value_head: ValueHead | None = None
         self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]
         self._takes_positions = "position_ids" in inspect.signature(causal_lm.get_decoder().forward).parameters
 
@@ -73,6 +75,12 @@ class Policy(nn.Module):
         """Tokens that fit into the model's positions; None where nothing limits them (ALiBi)."""
         config = self.causal_lm.config
         return None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+
+    def add_value_head(self) -> None:
+        """Make it a critic too, with the head that was exported beside the weights it starts from, or a new one."""
+        width = self.causal_lm.get_output_embeddings().weight.shape[1]
+        self.value_head = ValueHead(width, torch.float64 if self.spec.dtype == "float64" else torch.float32)
+        load_value_head(self.value_head, self.spec.pretrained)
 
     def disable_dropout(self) -> None:
         """Set every dropout and router jitter to 0, so that sampler and learner see one policy while staying in train mode."""
@@ -114,9 +122,24 @@ class Policy(nn.Module):
 
         Values behind a row's length are 0; ``details`` asks for entropies and hits too.
         """
+        return self._score(self.states(rollouts, self.packs), rollouts, entropy_grad, details)
+
+    def values(self, rollouts: Rollouts) -> Tensor:
+        """What the critic expects before each sampled token: (N, T), 0 behind a row's length."""
+        assert self.value_head is not None
+        return _scatter(self.value_head(self.states(rollouts, self.packs)), rollouts.mask)
+
+    def score_with_values(self, rollouts: Rollouts, entropy_grad: bool, detached: bool) -> tuple[TokenScores, Tensor]:
+        """`score` and `values` from one pass; ``detached`` keeps the gradient of the values out of the trunk."""
+        assert self.value_head is not None
+        hidden = self.states(rollouts, self.packs)
+        values = self.value_head(hidden.detach() if detached else hidden)
+        return self._score(hidden, rollouts, entropy_grad, False), _scatter(values, rollouts.mask)
+
+    def _score(self, hidden: Tensor, rollouts: Rollouts, entropy_grad: bool, details: bool) -> TokenScores:
         mask, support = rollouts.mask, rollouts.support
         scores = score_tokens(
-            self.states(rollouts, self.packs),
+            hidden,
             rollouts.completion_ids[mask],
             self._head(),
             self.vocabulary,

@@ -63,11 +63,14 @@ class Rollouts:
         advantages: (N, T) float32, zeros until computed.
         old_logprobs: (N, T) float32, the learner's own log-probabilities before its first step, where they are asked for.
         ref_logprobs: (N, T) float32, log-probabilities under the reference policy.
+        values: (N, T) float32, what a critic expected before each token.
+        returns: (N, T) float32, what it is to expect there.
         focus: (N, T) bool, True at tokens that carry the policy gradient; None for all of them.
         prompt_index: (N) which of the prompts each row continues; default: groups of ``group_size`` one after another.
         copies: (N) float32, how many equal rows each row stands for (`merge_duplicates`); ones by default.
     """
 
+    _BY_ROW = ("lengths", "truncated", "temperature", "rewards", "counted", "prompt_index", "copies")
     _TENSORS = (
         "completion_ids",
         "lengths",
@@ -80,11 +83,12 @@ class Rollouts:
         "advantages",
         "old_logprobs",
         "ref_logprobs",
+        "values",
+        "returns",
         "focus",
         "prompt_index",
         "copies",
     )
-    _BY_TOKEN = ("completion_ids", "logprobs", "entropies", "advantages", "old_logprobs", "ref_logprobs", "focus")
 
     def __init__(
         self,
@@ -104,6 +108,8 @@ class Rollouts:
         advantages: Tensor | None = None,
         old_logprobs: Tensor | None = None,
         ref_logprobs: Tensor | None = None,
+        values: Tensor | None = None,
+        returns: Tensor | None = None,
         focus: Tensor | None = None,
         prompt_index: Tensor | None = None,
         copies: Tensor | None = None,
@@ -119,6 +125,7 @@ class Rollouts:
         self.counted = torch.ones_like(truncated) if counted is None else counted
         self.advantages = torch.zeros_like(logprobs) if advantages is None else advantages
         self.old_logprobs, self.ref_logprobs, self.focus = old_logprobs, ref_logprobs, focus
+        self.values, self.returns = values, returns
         if prompt_index is None:
             prompt_index = torch.arange(len(prompts), device=lengths.device).repeat_interleave(group_size)
         self.prompt_index = prompt_index
@@ -196,6 +203,7 @@ class Rollouts:
         ``copies`` counts them: weighted by it, the rows have the same loss and gradient as all of them.
         """
         floats = [self.logprobs, self.temperature[:, None], self.advantages, self.old_logprobs, self.ref_logprobs]
+        floats += [self.values, self.returns]
         bits = torch.cat([value for value in floats if value is not None], dim=1).view(torch.int32)
         flags = [self.counted[:, None]] + ([] if self.focus is None else [self.focus])
         key = torch.cat([self.prompt_index[:, None], self.completion_ids, bits, *flags], dim=1)
@@ -210,7 +218,7 @@ class Rollouts:
     def _rows(self, rows: Tensor, prompts: PromptBatch) -> Rollouts:
         width = int(self.lengths[rows].max()) if len(rows) else 0
         tensors = self._tensors().items()
-        picked = {name: value[rows, :width] if name in self._BY_TOKEN else value[rows] for name, value in tensors}
+        picked = {name: value[rows] if name in self._BY_ROW else value[rows, :width] for name, value in tensors}
         return Rollouts(
             prompts,
             self.group_size,

@@ -47,8 +47,10 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     for module in policy.modules():
         if type(module).__name__ in names:
             fully_shard(module, mesh=data_mesh)
+    if policy.value_head is not None:
+        fully_shard(policy.value_head, mesh=data_mesh)  # by itself: it is in a precision of its own
     fully_shard(policy, mesh=data_mesh)
-    for entrance in ("prefill", "decode", "score", "score_batch"):
+    for entrance in ("prefill", "decode", "score", "score_batch", "values", "score_with_values"):
         register_fsdp_forward_method(policy, entrance)
 
 

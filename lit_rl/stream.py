@@ -115,6 +115,7 @@ class TrainingStream(ABC):
         self._length = len(loader) * plan.micro_batches
         self._rng: dict[str, Tensor] | None = None
         self._begun = (0, 0)  # the loader's position behind the last batch that was begun to its end
+        self._done = 0  # micro-batches of that batch that were handed out
 
     @abstractmethod
     def begin(self) -> None:
@@ -132,6 +133,11 @@ class TrainingStream(ABC):
         """Micro-batches of this epoch that are done; Lightning keeps and restores the count."""
         return self.module.trainer.fit_loop.batch_idx + 1
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the current batch has micro-batches left."""
+        return 0 < self._done < self.plan.micro_batches
+
     def __iter__(self) -> Iterator[MicroBatch]:
         position = self.position
         self.prompts.restart()
@@ -140,12 +146,12 @@ class TrainingStream(ABC):
             set_generator_state(self._rng)
             self._rng = None
         while position < len(self):
-            done = position % self.plan.micro_batches
-            if done == 0:
+            if not self.unfinished:
                 self.begin()
-                self._begun = (self.prompts.epoch, self.prompts.batch)
-            for batch in islice(self.micro_batches(), done, None):
+                self._begun, self._done = (self.prompts.epoch, self.prompts.batch), 0
+            for batch in islice(self.micro_batches(), self._done, len(self) - position + self._done):
                 position += 1
+                self._done += 1
                 yield batch
 
     @property
@@ -154,9 +160,9 @@ class TrainingStream(ABC):
         return float(self.plan.accumulate * self.plan.ranks)
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state: the loader's position and the generators."""
+        """This rank's state: the loader's position, how much of its last batch is done, and the generators."""
         epoch, batch = self._begun
-        return {"epoch": epoch, "batch": batch, "rng": generator_state()}
+        return {"epoch": epoch, "batch": batch, "done": self._done, "rng": generator_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.position % self.plan.accumulate:
@@ -165,4 +171,4 @@ class TrainingStream(ABC):
                 "resume from one written at an optimizer step (ModelCheckpoint with every_n_train_steps)."
             )
         self.prompts.epoch, self.prompts.batch = self._begun = (state["epoch"], state["batch"])
-        self._rng = state["rng"]
+        self._done, self._rng = state["done"], state["rng"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
 
-from lit_rl.algorithms import GRPO, SFT
+from lit_rl.algorithms import GRPO, PPO, SFT
 from lit_rl.evaluation import Evaluation
 from lit_rl.export import whole_weights
 from lit_rl.hooks import RolloutCallback
@@ -45,6 +45,13 @@ def everything(dtype="float32", **options):
     return grpo(dtype, objective=objective, **options)
 
 
+def ppo(dtype="float32", **options):
+    """With what counts, averages or decides over all ranks; the early stop comes in the second rollout."""
+    settings = {"policy": tiny_spec(dtype=dtype), "sampler": Sampler(24), "optimizer": ADAM, "evaluation": SHORT}
+    settings |= {"reward": Length(), "epochs": 2, "minibatches": 1, "kl_coef": 0.1, "overlong": Overlong("mask")}
+    return PPO(**{**settings, **options})
+
+
 def sft(dtype="float32"):
     return SFT(tiny_spec(dtype=dtype), optimizer=ADAM, evaluation=SHORT)
 
@@ -59,9 +66,14 @@ RUNS = {
         {"max_steps": 4},
     ),
     "grpo with everything": (everything, {"max_steps": 4}),
+    "ppo": (ppo, {"max_steps": 4}),
+    "ppo ending rollouts early": (lambda: ppo(epochs=4, target_kl=1e-6), {"max_steps": 4, "val_check_interval": 8}),
+    "ppo with a critic warming up": (lambda: ppo(critic_warmup=2), {"max_steps": 4}),
+    "ppo with a critic of its own": (lambda: ppo(critic=tiny_spec("gpt2"), critic_lr=3e-3), {"max_steps": 4}),
     "sft": (sft, {"max_steps": 4}),
     "gradient of grpo": (lambda: grpo("float64", minibatches=1), {"max_steps": 1}),
     "gradient of grpo with everything": (lambda: everything("float64", minibatches=1), {"max_steps": 1}),
+    "gradient of ppo": (lambda: ppo("float64", epochs=1), {"max_steps": 1}),
     "gradient of sft": (lambda: sft("float64"), {"max_steps": 1}),
 }
 
@@ -103,9 +115,9 @@ def fit(name, strategy, devices, accumulate=2):
         gradient_clip_val=1.0,
         accumulate_grad_batches=accumulate,
         callbacks=[keep],
-        val_check_interval=4 if options["max_steps"] > 1 else accumulate,
         check_val_every_n_epoch=None,
-        **{**options, "limit_val_batches": 1.0},
+        limit_val_batches=1.0,
+        **{"val_check_interval": 4 if options["max_steps"] > 1 else accumulate, **options},
     )
     module = build()
     trainer.fit(module, tiny_data())
@@ -116,7 +128,12 @@ def fit(name, strategy, devices, accumulate=2):
         torch.distributed.all_gather_object(tokens, keep.tokens)
     together = {number: lines for part in texts for number, lines in part.items()}
     return {
-        "weights": whole_weights(module.policy),
+        "weights": {
+            f"{kind} {part} {name}": value
+            for kind, policy in module.exports().items()
+            for part, weights in whole_weights(policy)._asdict().items()
+            for name, value in weights.items()
+        },
         "gradients": keep.gradients,
         "texts": together,
         "tokens": tokens,

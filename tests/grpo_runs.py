@@ -52,7 +52,7 @@ class Watch(RolloutCallback):
         self.prompts[-1] += batch.rows.prompts.samples
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradients.append(flat([p.grad for p in module.policy.parameters()]))
+        self.gradients.append(flat([p.grad for p in module.policy.parameters() if p.grad is not None]))
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if batch.last:

@@ -13,6 +13,7 @@ LAYERS = [
     {
         "loading",
         "packing",
+        "value",
         "attention",
         "policy",
         "policy_check",
@@ -26,7 +27,7 @@ LAYERS = [
         "entropy_cache",
         "position_entropies",
     },
-    {"hooks", "checks", "module", "stream", "supervised", "experience", "export", "group_relative"},
+    {"hooks", "checks", "module", "stream", "supervised", "experience", "export", "policy_gradient", "group_relative"},
     {"algorithms"},
     {"arguments", "cli", "pipeline", "__main__"},
 ]

@@ -8,7 +8,7 @@ from conftest import TINY, quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from lit_rl.algorithms import GRPO, RPT, SFT
+from lit_rl.algorithms import GRPO, PPO, RPT, SFT
 from lit_rl.callbacks import AdaptiveTemperature, DynamicSampling, EntropyFilter
 from lit_rl.datamodules.positions import PositionSpec
 from lit_rl.evaluation import Evaluation
@@ -91,6 +91,24 @@ def grpo():
     )
 
 
+def ppo():
+    """Rollouts end early at this target, some after two steps and some later."""
+    return PPO(
+        tiny_spec(),
+        Sampler(max_new_tokens=4),
+        critic=tiny_spec("gpt2"),
+        critic_lr=3e-3,
+        critic_warmup=2,
+        reward=Guess(),
+        optimizer=functools.partial(torch.optim.AdamW, lr=3e-3),
+        evaluation=Evaluation(max_new_tokens=4, samples=2),
+        kl_coef=0.1,
+        epochs=2,
+        minibatches=2,
+        target_kl=1e-3,
+    )
+
+
 def rpt():
     return RPT(
         PolicySpec(config={"model_type": "llama", **TINY}, tokenizer="reasoning"),
@@ -148,6 +166,10 @@ CASES = {
     "grpo between rollouts": (grpo, 8, 64),
     "grpo in a rollout of the second epoch": (grpo, 9, 16),
     "grpo at an epoch's last step": (grpo, 8, 16),
+    "ppo while the critic warms up": (ppo, 1, 64),
+    "ppo in a rollout": (ppo, 6, 64),
+    "ppo behind a rollout that ended early": (ppo, 7, 64),
+    "ppo at an epoch's last step": (ppo, 8, 16),
 }
 
 
@@ -174,12 +196,12 @@ def test_resume_from_an_epoch_end_checkpoint_changes_no_bit(tmp_path, build, epo
     assert_same_end(whole, resumed, step)
 
 
-@pytest.mark.parametrize("build", [sft, grpo])
+@pytest.mark.parametrize("build", [sft, grpo, ppo])
 def test_same_seed_gives_the_same_run(tmp_path, build):
     assert_same_end(run(build, tmp_path, 64), run(build, tmp_path, 64), 0)
 
 
-@pytest.mark.parametrize("build", [sft, grpo])
+@pytest.mark.parametrize("build", [sft, grpo, ppo])
 def test_validating_more_often_changes_no_bit_of_training(tmp_path, build):
     often = {"limit_val_batches": 1.0, "num_sanity_val_steps": -1, "val_check_interval": 4, "check_val_every_n_epoch": None}
     assert_same_end(run(build, tmp_path, 64), run(build, tmp_path, 64, **often), 0)

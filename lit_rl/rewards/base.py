@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_rl.rollouts import Rollouts
 
 if TYPE_CHECKING:
-    from lit_rl.group_relative import GroupRelative
+    from lit_rl.policy_gradient import PolicyGradient
 
 
 class Reward(ABC):
@@ -22,7 +22,7 @@ class Reward(ABC):
         """The name of this reward in the log: ``rewards/<name>/mean``."""
         return type(self).__name__.lower()
 
-    def prepare(self, module: GroupRelative, rollouts: Rollouts) -> None:  # noqa: B027
+    def prepare(self, module: PolicyGradient, rollouts: Rollouts) -> None:  # noqa: B027
         """Called with the module before scoring; for rewards that need forwards of the policy."""
 
     @abstractmethod
@@ -61,7 +61,7 @@ class WeightedSum(Reward):
             raise ValueError(f"WeightedSum has two rewards of one name in {names}; each may stand there once.")
         self.rewards, self.weights = rewards, weights
 
-    def prepare(self, module: GroupRelative, rollouts: Rollouts) -> None:
+    def prepare(self, module: PolicyGradient, rollouts: Rollouts) -> None:
         for reward in self.rewards:
             reward.prepare(module, rollouts)
 

@@ -13,7 +13,7 @@ from lit_rl.rollouts import Rollouts
 from lit_rl.token_bytes import token_bytes
 
 if TYPE_CHECKING:
-    from lit_rl.group_relative import GroupRelative
+    from lit_rl.policy_gradient import PolicyGradient
 
 BOXED = AnswerFormat()
 PROMPTS = 8
@@ -40,7 +40,7 @@ class DensePrefixMatch(PrefixMatch):
         self._probabilities: Tensor | None = None  # (N), of the rollouts that were prepared last
 
     @torch.no_grad()
-    def prepare(self, module: GroupRelative, rollouts: Rollouts) -> None:
+    def prepare(self, module: PolicyGradient, rollouts: Rollouts) -> None:
         """Ask the policy for the probability of each prediction's first token, in one forward per text."""
         self._tokens = self._tokens or vocabulary_bytes(module.tokenizer)
         first = [first_token(prediction or b"", self._tokens) for prediction in self.predictions(rollouts)]

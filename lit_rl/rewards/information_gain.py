@@ -22,7 +22,7 @@ from lit_rl.token_bytes import token_bytes
 from lit_rl.types import PromptBatch, Sample, TokenBatch
 
 if TYPE_CHECKING:
-    from lit_rl.group_relative import GroupRelative
+    from lit_rl.policy_gradient import PolicyGradient
 
 ROWS = 8
 """Sequences of one forward."""
@@ -93,7 +93,7 @@ class InformationGain(Reward):
         self._gains: Tensor | None = None  # (N), of the rollouts that were prepared last
 
     @torch.no_grad()
-    def prepare(self, module: GroupRelative, rollouts: Rollouts) -> None:
+    def prepare(self, module: PolicyGradient, rollouts: Rollouts) -> None:
         """Update the average, and ask both policies for the true continuations."""
         if module.device_mesh is not None:
             raise ValueError(f"reward {self.name} averages whole weights, and fsdp2 shards them: write trainer.strategy ddp.")
@@ -121,14 +121,14 @@ class InformationGain(Reward):
         if state:
             self.average.weights, self.average.step = dict(state["weights"]), state["step"]
 
-    def _tokens(self, module: GroupRelative, option: str) -> list[int]:
+    def _tokens(self, module: PolicyGradient, option: str) -> list[int]:
         text = getattr(self, option)
         try:
             return list(module.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
         except Exception as error:  # of tokenizers' own, by its type
             raise ValueError(f"reward.{option} is {text!r}, which the policy's tokenizer cannot write.") from error
 
-    def _thoughts(self, module: GroupRelative, rollouts: Rollouts, after: list[int]) -> list[list[int]]:
+    def _thoughts(self, module: PolicyGradient, rollouts: Rollouts, after: list[int]) -> list[list[int]]:
         """Tokens of each row's thought, to the end of it and without the end token."""
         if not self._pieces:
             known = token_bytes(module.tokenizer)
@@ -138,7 +138,7 @@ class InformationGain(Reward):
         ends = [thought_end([self._pieces[token] for token in row], self.after.encode()) for row in rows]
         return [row + after if end is None else row[:end] for row, end in zip(rows, ends, strict=True)]
 
-    def _truth_logprobs(self, module: GroupRelative, prefixes: list[list[int]], samples: list[Sample]) -> Tensor:
+    def _truth_logprobs(self, module: PolicyGradient, prefixes: list[list[int]], samples: list[Sample]) -> Tensor:
         """(n) float32 mean log-probability of the tokens of each sample's target behind its prefix."""
         pad, found = int(module.tokenizer.pad_token_id), []
         for first in range(0, len(samples), ROWS):
@@ -151,7 +151,7 @@ class InformationGain(Reward):
             found.append(logprobs.float().sum(1) / rows.target.sum(1))
         return torch.cat(found).cpu()
 
-    def _check(self, module: GroupRelative, rows: TokenBatch, samples: list[Sample]) -> None:
+    def _check(self, module: PolicyGradient, rows: TokenBatch, samples: list[Sample]) -> None:
         for sample, length in zip(samples, rows.lengths.tolist(), strict=True):
             if not sample.target:
                 raise ValueError(f"sample {sample.number} has no target for {self.name}; set `positions` of the data.")

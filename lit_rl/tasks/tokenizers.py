@@ -1,4 +1,4 @@
-"""Character-level tokenizers for models that are trained from scratch on a task."""
+"""Tokenizers for models that are trained from scratch on a task: one token per character, byte or word."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lit_rl.tasks.rpn import BEGIN, END, vocabulary
+
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 CONTROL_TOKENS = ("<pad>", "<bos>", "<eos>")
@@ -24,7 +27,6 @@ def character_tokenizer(characters: str, special: Sequence[str] = ()) -> PreTrai
     """
     # Seconds of import that a worker process which only makes problems should not pay.
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     tokens = [*CONTROL_TOKENS, *special, *characters]
     repeated = sorted({token for token in tokens if tokens.count(token) > 1})
@@ -34,16 +36,7 @@ def character_tokenizer(characters: str, special: Sequence[str] = ()) -> PreTrai
     backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        extra_special_tokens=list(special),
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return _wrapped(backend, CONTROL_TOKENS, special)
 
 
 def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,17 +57,40 @@ def reasoning_tokenizer() -> PreTrainedTokenizerFast:
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per byte, for any text, after ``<pad>``, ``<bos>`` and ``<eos>``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     tokens = [*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
+    return _wrapped(backend, CONTROL_TOKENS)
+
+
+def rpn_tokenizer(modulus: int) -> PreTrainedTokenizerFast:
+    """Build the tokenizer for the texts of ``RPNProblems``, with one token per word.
+
+    The ids run over ``<pad>``, ``<boe>``, ``<eoe>``, the operands, the operators and ``=``: 20 of them for modulus 13. Words
+    are separated by single spaces, in the decoded text too; any other word raises an error.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    control = ("<pad>", BEGIN, END)
+    tokens = [*control, *vocabulary(modulus)]
+    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    return _wrapped(backend, control)
+
+
+def _wrapped(backend: Tokenizer, control: Sequence[str], special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers uses it, with its padding, first and last token."""
+    from transformers import PreTrainedTokenizerFast
+
+    pad, begin, end = control
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
+        pad_token=pad,
+        bos_token=begin,
+        eos_token=end,
+        extra_special_tokens=list(special),
         clean_up_tokenization_spaces=False,
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],

@@ -1,0 +1,213 @@
+"""Proximal policy optimization with a critic (PPO, arXiv 1707.06347) on language models.
+
+A critic V says before each token what the completion will earn from there on; advantages are by how much things went better
+than that, smoothed over the tokens that follow (GAE, arXiv 1506.02438, equation 16):
+
+    r_t     = -kl_coef KL_t, and at the last token the reward too
+    delta_t = r_t + gamma V_{t+1} - V_t
+    A_t     = delta_t + gamma lam A_{t+1},     R_t = A_t + V_t
+    loss    = -min(rho A, clip(rho) A) + value_coef max((V - R)^2, (clip(V) - R)^2) / 2 - entropy_coef H
+
+Behind the last token V is 0 where a completion ended. Where it was cut off at the length limit V is the critic's, since being
+cut off says nothing about what would have come (``bootstrap``). A rollout serves ``epochs x minibatches`` optimizer steps, or
+fewer: once the policy is further than ``target_kl`` from the one that sampled, all ranks go on to the next rollout.
+
+Run: ``lit-rl fit --config ppo_arithmetic``
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rl.advantages import generalized_advantages, whiten
+from lit_rl.experience import Experience
+from lit_rl.kl import kl_estimate
+from lit_rl.loading import PolicySpec
+from lit_rl.logprobs import TokenScores
+from lit_rl.losses import value_loss
+from lit_rl.objective import Objective
+from lit_rl.policy import Policy
+from lit_rl.policy_check import check_policy
+from lit_rl.policy_gradient import PolicyGradient
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.sampler import Sampler
+from lit_rl.stream import MicroBatch
+from lit_rl.value import explained_variance, one_token_more
+
+KL_IN_REWARD = Objective(kl_in="reward", kl_estimator="k1")
+"""PPO's usual place for the KL to the reference: at each token in the reward (arXiv 1909.08593, section 2)."""
+
+
+class PPO(PolicyGradient):
+    """Proximal policy optimization with a critic.
+
+    Args:
+        policy: the model that learns and its tokenizer.
+        sampler: how completions are drawn.
+        critic: a model of its own for the critic; none: a value head on the policy's trunk.
+        critic_lr: the critic's learning rate; none: the optimizer's. Both are groups of one optimizer.
+        critic_warmup: optimizer steps in which only the critic learns, a head alone and not the trunk it shares.
+        group_size: completions per prompt.
+        epochs: passes over a rollout.
+        minibatches: optimizer steps per pass.
+        gamma: discount per token.
+        lam: GAE's lambda: 0 trusts the critic, 1 what was earned.
+        bootstrap: whether a completion that was cut off is worth what the critic expects behind it, on top of its reward; false
+            where every completion runs to the limit and is rewarded there.
+        whiten: whether advantages are brought to mean 0 and std 1 over all tokens of the rollout.
+        value_coef: weight of the critic's loss.
+        value_clip: how far values may move on one rollout before their gradient stops; 0 = any.
+        target_kl: KL in nats per token between the policy that sampled and the one that learns, past which the rest of a
+            rollout's steps is left out; 0 = never.
+        objective: as for GRPO; by default the KL to the starting policy is taken off the reward, estimated by k1.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        sampler: Sampler | None = None,
+        critic: PolicySpec | None = None,
+        critic_lr: float | None = None,
+        critic_warmup: int = 0,
+        group_size: int = 1,
+        epochs: int = 4,
+        minibatches: int = 4,
+        gamma: float = 1.0,
+        lam: float = 0.95,
+        bootstrap: bool = True,
+        whiten: bool = True,
+        value_coef: float = 0.1,
+        value_clip: float = 0.2,
+        target_kl: float = 0.0,
+        objective: Objective = KL_IN_REWARD,
+        **options: Any,
+    ) -> None:
+        options |= {"group_size": group_size, "epochs": epochs, "minibatches": minibatches}
+        super().__init__(policy, sampler, objective=objective, **options)
+        self.critic_spec, self.critic_lr, self.critic_warmup = critic, critic_lr, critic_warmup
+        self.gamma, self.lam, self.bootstrap, self.whiten = gamma, lam, bootstrap, whiten
+        self.value_coef, self.value_clip, self.target_kl = value_coef, value_clip, target_kl
+        self.critic: Policy | None = None
+        self.check_least(critic_warmup=0, value_coef=0, value_clip=0, target_kl=0, gamma=0, lam=0)
+        for option in ("gamma", "lam"):
+            if getattr(self, option) > 1:
+                raise ValueError(f"model.{option} is {getattr(self, option)}; write 1 or less.")
+
+    # --- the critic ----------------------------------------------------------------------------------------------
+
+    def configure_policy(self) -> None:
+        super().configure_policy()
+        if self.critic_spec is None:
+            self.policy.add_value_head()
+            return
+        self.critic = Policy(self.critic_spec, self.tokenizer)
+        check_policy(self.critic)
+        self.critic.disable_dropout()
+        head, embeddings = self.critic.causal_lm.get_output_embeddings(), self.critic.causal_lm.get_input_embeddings()
+        if head.weight is not embeddings.weight:  # it has no use here, and what has no gradient is an error under DDP
+            head.requires_grad_(False)
+        self.critic.add_value_head()
+
+    def policies(self) -> list[Policy]:
+        return super().policies() + ([] if self.critic is None else [self.critic])
+
+    def exports(self) -> dict[str, Policy]:
+        return super().exports() | ({} if self.critic is None else {"_critic": self.critic})
+
+    def parameters_to_learn(self) -> list[Any]:
+        rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
+        return [{"params": self._actor_parameters()}, {"params": self._critic_parameters()} | rate]
+
+    def _critic_parameters(self) -> list[Tensor]:
+        critic = self.policy.value_head if self.critic is None else self.critic
+        assert critic is not None
+        return [parameter for parameter in critic.parameters() if parameter.requires_grad]
+
+    def _actor_parameters(self) -> list[Tensor]:
+        named = self.policy.named_parameters()
+        return [parameter for name, parameter in named if parameter.requires_grad and not name.startswith("value_head.")]
+
+    @torch.no_grad()
+    def _expected(self, rollouts: Rollouts) -> Tensor:
+        return (self.critic or self.policy).values(rollouts).float()
+
+    # --- advantages ----------------------------------------------------------------------------------------------
+
+    def advantages(self, rollouts: Rollouts) -> Tensor:
+        """(N, T) by GAE; leaves the critic's values and returns in the rollouts."""
+        expected = self.in_pieces(one_token_more(rollouts), self._expected)
+        rollouts.values, mask = expected[:, :-1] * rollouts.mask, rollouts.mask
+        behind = expected.gather(1, rollouts.lengths[:, None])[:, 0] * (rollouts.truncated & self.bootstrap)
+        rewards = token_rewards(rollouts, self.penalties(rollouts))
+        advantages = generalized_advantages(rewards, rollouts.values, behind, mask, self.gamma, self.lam)
+        rollouts.returns = advantages + rollouts.values
+        return whiten(advantages, rollouts.loss_mask, self.sum_over_ranks) if self.whiten else advantages
+
+    def rollout_figures(self, rollouts: Rollouts) -> dict[str, float]:
+        assert rollouts.values is not None
+        assert rollouts.returns is not None
+        mask, total = rollouts.loss_mask, self.sum_over_ranks
+        sums = torch.stack([(rollouts.values * mask).sum(), (rollouts.returns * mask).sum(), mask.sum()])
+        values, returns, count = total(sums).tolist()
+        return {
+            "critic/values_mean": values / max(count, 1),
+            "critic/returns_mean": returns / max(count, 1),
+            "critic/explained_variance": explained_variance(rollouts.values, rollouts.returns, mask, total),
+        }
+
+    # --- a step --------------------------------------------------------------------------------------------------
+
+    @property
+    def _warming(self) -> bool:
+        """Whether only the critic learns yet."""
+        return self.trainer.global_step < self.critic_warmup
+
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+        rollouts = batch.rows
+        assert isinstance(rollouts, Rollouts)
+        assert rollouts.values is not None
+        assert rollouts.returns is not None
+        scores, values = self._forward(rollouts)
+        loss, figures = self.policy_loss(batch, scores)
+        losses, clipped = value_loss(values, rollouts.values, rollouts.returns, self.value_clip)
+        critic_loss = (losses * batch.weights).sum()
+        total = (0.0 if self._warming else 1.0) * loss + self.value_coef * critic_loss
+        drift = kl_estimate(rollouts.logprobs, scores.logprobs.detach()) * rollouts.mask
+        sums = {"loss": total, "loss/policy": loss, "loss/critic": critic_loss}
+        sums["critic/clip_ratio"] = (clipped * (batch.weights > 0)).sum() / max(batch.num_tokens, 1)
+        ratios = {"approx_kl": (drift.sum(), rollouts.mask.sum())}
+        logged = self.record(batch, sums | figures.sums, ratios | figures.ratios, figures.ranges)
+        if self.target_kl and logged.get("approx_kl", 0.0) > self.target_kl:
+            assert isinstance(self._stream, Experience)
+            self._stream.stopped = True
+        return total * batch.scale
+
+    def _forward(self, rollouts: Rollouts) -> tuple[TokenScores, Tensor]:
+        """The policy's scores and the critic's values of the sampled tokens, with gradient."""
+        entropy_grad = self.entropy_coef != 0
+        if self.critic is None:
+            return self.policy.score_with_values(rollouts, entropy_grad, self._warming)
+        return self.policy.score(rollouts, entropy_grad, details=False), self.critic.values(rollouts)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._warming:  # gradients of zero would still decay weights and fill the optimizer's averages
+            for parameter in self._actor_parameters():
+                parameter.grad = None
+
+
+def token_rewards(rollouts: Rollouts, penalties: Tensor) -> Tensor:
+    """What is earned at each token: the penalty off it, and at the last one the reward.
+
+    Args:
+        rollouts: scored ones.
+        penalties: (N, T).
+
+    Returns:
+        (N, T); 0 behind a row's length.
+    """
+    rewards = -penalties * rollouts.mask
+    last = (rollouts.lengths - 1)[:, None]
+    return rewards.scatter_add(1, last, rollouts.rewards[:, None])

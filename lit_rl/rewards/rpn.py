@@ -1,0 +1,178 @@
+"""Rewards for derivations in modular arithmetic: is a value boxed as it should be, is it right, are the steps true?
+
+The texts are those of `PolicyModule.decode`: without the end token, which a truncated completion has not. So any control
+token that still stands in one is a word that does not belong there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from itertools import pairwise
+from math import isfinite
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_rl.choices import check_choice
+from lit_rl.rewards.answers import Correct, rows_samples
+from lit_rl.rewards.base import Reward, WeightedSum
+from lit_rl.rollouts import Rollouts
+from lit_rl.tasks.rpn import EQUALS, derivation, is_step, operands, read_prompt, read_steps, vocabulary
+from lit_rl.types import Sample
+
+RewardType = Literal["boxed", "correct", "combined"]
+WEIGHTS = (0.3, 0.7)
+"""Default weights of format and correctness."""
+
+
+class Boxed(Correct):
+    """1 where the completion ends and is expressions, ``=`` before each, of which exactly the last is a single value, else 0.
+
+    The value is an operand below the modulus as the task writes it (``7``, not ``07``), and nothing but words of the task
+    stands before it. Whether any of it is true does not matter: ``= 0`` has the form.
+
+    Args:
+        modulus: of the data.
+    """
+
+    name = "boxed"
+
+    def __init__(self, modulus: int = 13) -> None:
+        super().__init__(EQUALS)
+        self.modulus = modulus
+
+    def read(self, text: str, sample: Sample) -> str | None:
+        """The value in one finished completion."""
+        return final_value(text, self.modulus)
+
+    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
+        """Whether there is a value."""
+        return answer is not None
+
+
+class CorrectAnswer(Correct):
+    """1 where the completion has the form that `Boxed` asks for and its value is the reference, else 0.
+
+    With ``derivation`` every expression must also follow from the one before, the first from the prompt's, by replacing ready
+    triples by their values, at least one a step: a bare ``= 0`` does not answer an expression that takes two steps. Majority
+    votes of an evaluation count values, whatever stands before them.
+
+    Args:
+        modulus: of the data.
+        derivation: whether the steps must be there and be true; without it the final value alone counts, which makes the mean
+            the accuracy of exact answers.
+    """
+
+    name = "correct"
+
+    def __init__(self, modulus: int = 13, derivation: bool = True) -> None:
+        super().__init__(EQUALS)
+        self.modulus, self.derivation = modulus, derivation
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        right = super().score(rollouts)
+        if not self.derivation:
+            return right
+        rows = zip(rollouts.texts, rows_samples(rollouts), strict=True)
+        return right * torch.tensor([self._steps_are_true(text, sample) for text, sample in rows])
+
+    def read(self, text: str, sample: Sample) -> str | None:
+        """The value in one finished completion."""
+        return final_value(text, self.modulus)
+
+    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
+        """Whether a value is the sample's reference."""
+        given_expression(sample, self.modulus)
+        return answer == sample.reference
+
+    def _steps_are_true(self, text: str, sample: Sample) -> bool:
+        expressions = [given_expression(sample, self.modulus), *read_steps(text)]
+        return all(is_step(before, after, self.modulus) for before, after in pairwise(expressions))
+
+
+class PartialCredit(Reward):
+    """The share of the expression's operations that the completion carries out before its first false step, from 0 to 1.
+
+    A step that repeats an expression or gives a false value ends the count, so ``0 = 0`` earns nothing. True steps count in a
+    truncated completion too, and in one that goes on behind the value: to end well is what `Boxed` pays for.
+
+    Args:
+        modulus: of the data.
+    """
+
+    name = "partial_credit"
+
+    def __init__(self, modulus: int = 13) -> None:
+        self.modulus = modulus
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        rows = zip(rollouts.texts, rows_samples(rollouts), strict=True)
+        return torch.tensor([self._share(text, sample) for text, sample in rows])
+
+    def _share(self, text: str, sample: Sample) -> float:
+        expression = reached = given_expression(sample, self.modulus)
+        for step in read_steps(text):
+            if not is_step(reached, step, self.modulus):
+                break
+            reached = step
+        # Each operation takes two words away, down to the one of the value.
+        return (len(expression) - len(reached)) / (len(expression) - 1)
+
+
+class CombinedReward(WeightedSum):
+    """Format, correctness, or a weighted sum of both, each logged as a part: ``rewards/boxed`` and ``rewards/correct``.
+
+    Args:
+        reward_type: ``boxed`` pays the format alone, ``correct`` the right answer alone, ``combined`` their weighted sum.
+        boxed_weight: of `Boxed` in ``combined``, 0 or more.
+        correct_weight: of `CorrectAnswer` in ``combined``, 0 or more.
+        modulus: of the data.
+        derivation: whether a right answer needs true steps, as in `CorrectAnswer`.
+    """
+
+    def __init__(
+        self,
+        reward_type: RewardType = "combined",
+        boxed_weight: float = WEIGHTS[0],
+        correct_weight: float = WEIGHTS[1],
+        modulus: int = 13,
+        derivation: bool = True,
+    ) -> None:
+        check_choice("reward.reward_type", reward_type, RewardType)
+        weights = (boxed_weight, correct_weight)
+        if not all(isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+            raise ValueError(f"reward.boxed_weight and correct_weight are {weights}; write 0 or more, and one above 0.")
+        if reward_type != "combined" and weights != WEIGHTS:
+            raise ValueError(f"reward weights {weights} do not go with reward_type {reward_type}; write reward_type combined.")
+        if reward_type == "boxed" and not derivation:
+            raise ValueError("reward.derivation false does not go with reward_type boxed, which reads no steps; leave it out.")
+        boxed, correct = Boxed(modulus), CorrectAnswer(modulus, derivation)
+        if reward_type == "combined":
+            super().__init__([boxed, correct], list(weights))
+        else:
+            super().__init__([boxed if reward_type == "boxed" else correct], [1.0])
+
+
+def final_value(text: str, modulus: int) -> str | None:
+    """The value that a finished completion ends in, None where it does not have the form that `Boxed` describes."""
+    *steps, last = read_steps(text) or [[]]
+    known = set(vocabulary(modulus))
+    if not all(len(step) > 1 and known.issuperset(step) for step in steps):
+        return None
+    return last[0] if len(last) == 1 and last[0] in operands(modulus) else None
+
+
+def given_expression(sample: Sample, modulus: int) -> list[str]:
+    """The expression in a sample's prompt.
+
+    Raises:
+        ValueError: where its value is not the reference.
+    """
+    expression = read_prompt(sample.prompt)
+    if len(expression) < 3 or derivation(expression, modulus)[-1] != [sample.reference]:
+        raise ValueError(
+            f"the reference {sample.reference!r} of sample {sample.number} is not the value of {sample.prompt!r} modulo "
+            f"{modulus}; set modulus of the reward and of the evaluation as in the data, which is RPN."
+        )
+    return expression

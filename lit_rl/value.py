@@ -1,0 +1,90 @@
+"""A critic: for each token of a completion one number, what the completion is expected to earn from there on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from lit_rl.rollouts import Rollouts
+
+FILE = "value_head.safetensors"
+"""Where an exported folder holds the head."""
+
+
+class ValueHead(nn.Linear):
+    """(..., H) hidden states -> (...) values.
+
+    Zero before it has learned, so that the first advantages are what was really earned; never computed in half precision,
+    since returns of 0 and 1 are told apart by small numbers.
+
+    Args:
+        hidden: H.
+        dtype: of its weights.
+    """
+
+    def __init__(self, hidden: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(hidden, 1, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.to(self.weight.dtype))[..., 0]
+
+
+def load_value_head(head: ValueHead, folder: str | None) -> None:
+    """Take the weights that an exported folder holds; without such a folder, or a head in it, they stay as they are."""
+    file = Path(folder or "") / FILE
+    if folder and file.is_file():
+        head.load_state_dict(load_file(file))
+
+
+def save_value_head(weights: dict[str, Tensor], folder: Path) -> None:
+    """Put the head's weights into an exported folder."""
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / FILE)
+
+
+def one_token_more(rollouts: Rollouts) -> Rollouts:
+    """The rollouts with a place behind each truncated row's last token, where its value is asked for to bootstrap from.
+
+    What stands in that place does not matter: a value is that of the tokens before it.
+    """
+    return Rollouts(
+        rollouts.prompts,
+        rollouts.group_size,
+        completion_ids=pad(rollouts.completion_ids, (0, 1)),
+        lengths=rollouts.lengths + rollouts.truncated,
+        truncated=rollouts.truncated,
+        logprobs=pad(rollouts.logprobs, (0, 1)),
+        entropies=pad(rollouts.entropies, (0, 1)),
+        temperature=rollouts.temperature,
+    )
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> float:
+    """``1 - Var(R - V) / Var(R)`` over the tokens that count: 1 for a perfect critic, 0 for a constant one.
+
+    Args:
+        values: (N, T) of this rank.
+        returns: (N, T), what the completions really earned from there on.
+        mask: (N, T) bool.
+        total: sums a tensor over all ranks.
+
+    Returns:
+        The share; 0 where all returns are equal, since there is nothing to explain.
+    """
+    truth = returns.double() * mask
+    rest = truth - values.double() * mask
+    count, *sums = total(
+        torch.stack([mask.sum().double(), rest.sum(), rest.square().sum(), truth.sum(), truth.square().sum()])
+    ).tolist()
+    count = max(count, 1.0)
+    unexplained, variance = (square / count - (first / count) ** 2 for first, square in (sums[:2], sums[2:]))
+    return 1.0 - unexplained / variance if variance > 1e-12 else 0.0
