@@ -6,7 +6,7 @@ import pytest
 import torch
 from miniature import SMALL, adamw, fit
 
-from lit_rl.algorithms import GRPO, RPT, SFT
+from lit_rl.algorithms import GRPO, PPO, RPT, SFT
 from lit_rl.callbacks import HFExport, ShuffledRewards
 from lit_rl.datamodules import Arithmetic, ReasonedArithmetic
 from lit_rl.datamodules.positions import PositionSpec
@@ -47,6 +47,34 @@ def test_grpo_raises_accuracy_by_its_reward_alone(supervised, tmp_path):
 
 def test_grpo_with_shuffled_rewards_does_not_improve(supervised, tmp_path):
     before, after = grpo(supervised[0], tmp_path, ShuffledRewards())
+    assert after["value"] <= before["high"]
+
+
+def ppo(start, folder, *callbacks):
+    module = PPO(
+        PolicySpec(pretrained=str(start)),
+        Sampler(max_new_tokens=6),
+        optimizer=functools.partial(torch.optim.AdamW, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0),
+        schedule=Schedule("cosine", warmup_steps=20),
+        evaluation=Evaluation(max_new_tokens=6),
+        critic_warmup=20,
+        group_size=8,
+        epochs=1,
+        minibatches=2,
+        lam=1.0,
+        negative_weight=0.1,
+    )
+    return fit(module, folder, 240, 64, *callbacks)
+
+
+def test_ppo_raises_accuracy_by_its_reward_alone(supervised, tmp_path):
+    before, after = ppo(supervised[0], tmp_path)
+    assert after["value"] > before["value"] + 0.15
+
+
+@pytest.mark.long
+def test_ppo_with_shuffled_rewards_does_not_improve(supervised, tmp_path):
+    before, after = ppo(supervised[0], tmp_path, ShuffledRewards())
     assert after["value"] <= before["high"]
 
 

@@ -413,3 +413,17 @@ def test_a_model_without_positions_has_no_limit():
 def test_a_setting_out_of_range_is_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=rf"^sampler\.{name} is {value}; write .*$"):
         Sampler(**{name: value})
+
+
+def test_a_single_token_needs_no_copy_of_the_prompts(monkeypatch):
+    """Groups are often large where one token is sampled, as in RPT without reasoning."""
+    policy = tiny_policy()
+    longer = Sampler(max_new_tokens=2).sample(policy, prompts_of([0, 1, 2, 3]), 4, KEY)
+
+    def refuse(*args):
+        raise AssertionError("the cache was repeated for rows that never use it")
+
+    monkeypatch.setattr("lit_rl.sampling.batch.repeat_cache", refuse)
+    alone = Sampler(max_new_tokens=1, max_rows=8).sample(policy, prompts_of([0, 1, 2, 3]), 4, KEY)
+    assert alone.completion_ids[:, 0].tolist() == longer.completion_ids[:, 0].tolist()
+    torch.testing.assert_close(alone.logprobs[:, 0], longer.logprobs[:, 0])

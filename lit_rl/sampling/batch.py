@@ -48,7 +48,7 @@ class DecodingBatch:
         self.policy, self.prompts, self.group_size, self.limit = policy, prompts, group_size, limit
         self.capacity = max(1, max_rows // group_size) if max_rows else len(prompts)  # in prompts
         self.waiting = 0  # number of the first prompt that has not entered
-        worth_it = policy.shares_keys and group_size > 1 and prompts.ids.shape[1] >= SHORTEST
+        worth_it = policy.shares_keys and group_size > 1 and limit > 1 and prompts.ids.shape[1] >= SHORTEST
         self.shared = worth_it if shared is None else shared
         self.groups: Groups | None = None
         self.in_step = policy.spec.gather == "layer" and torch.distributed.is_initialized()
@@ -112,8 +112,9 @@ class DecodingBatch:
         groups = Groups(prompts.mask, self.group_size) if self.shared else None
         if groups is not None:
             share_prompts(cache, groups, self.limit)
-        repeat_cache(cache, self.group_size)
-        make_room(cache, self.limit)
+        if self.limit > 1:  # otherwise no token is run on it, and groups are often large
+            repeat_cache(cache, self.group_size)
+            make_room(cache, self.limit)
         mask = prompts.mask.repeat_interleave(self.group_size, dim=0)
         first = numbers[0] * self.group_size
         rows = torch.arange(first, first + len(mask), device=device)
