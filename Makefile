@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := passive
 quickstart: .venv/installed  ## train a small model from nothing on arithmetic: SFT, then GRPO (about 12 minutes on two cores)
 	$(BIN)/lit-rl pipeline quickstart
 
-test: .venv/installed  ## all tests, with a learning miniature per algorithm (about 9 minutes on two cores)
+test: .venv/installed  ## all tests, with a learning miniature per algorithm (about 7 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 check: .venv/installed  ## format, lint, spelling, types
@@ -19,10 +19,12 @@ check: .venv/installed  ## format, lint, spelling, types
 	$(BIN)/codespell lit_rl callbacks datamodules configs tests benchmarks docs/*.md *.md
 	$(BIN)/mypy
 
-learn: .venv/installed  ## the long runs behind the README's figures: quickstart, its control, RPT, seed 004's own task, every preset
+learn: .venv/installed  ## the long runs behind the README's figures: quickstart, its control, RPT, PPO, seed 004's own task, every preset
 	$(BIN)/lit-rl pipeline quickstart
 	$(BIN)/lit-rl pipeline shuffled_control
 	$(BIN)/lit-rl pipeline rpt_arithmetic
+	$(BIN)/lit-rl pipeline ppo_rpn_small
+	$(BIN)/lit-rl fit --config ppo_arithmetic --model.policy.pretrained runs/quickstart/sft/export
 	$(BIN)/lit-rl pipeline mathformer
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'learning or long' -rP tests/test_learning.py tests/test_presets.py
 

@@ -54,17 +54,17 @@ def ppo(start, folder, *callbacks):
     module = PPO(
         PolicySpec(pretrained=str(start)),
         Sampler(max_new_tokens=6),
-        optimizer=functools.partial(torch.optim.AdamW, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0),
-        schedule=Schedule("cosine", warmup_steps=20),
-        evaluation=Evaluation(max_new_tokens=6),
         critic_warmup=20,
         group_size=8,
         epochs=1,
-        minibatches=2,
-        lam=1.0,
+        minibatches=1,
+        bootstrap=False,
+        optimizer=functools.partial(torch.optim.AdamW, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0),
+        schedule=Schedule("cosine", warmup_steps=20),
+        evaluation=Evaluation(max_new_tokens=6),
         negative_weight=0.1,
     )
-    return fit(module, folder, 240, 64, *callbacks)
+    return fit(module, folder, 200, 64, *callbacks)
 
 
 def test_ppo_raises_accuracy_by_its_reward_alone(supervised, tmp_path):
