@@ -24,7 +24,7 @@ learn: .venv/installed  ## the long runs behind the README's figures: quickstart
 	$(BIN)/lit-rl pipeline shuffled_control
 	$(BIN)/lit-rl pipeline rpt_arithmetic
 	$(BIN)/lit-rl pipeline ppo_rpn_small
-	$(BIN)/lit-rl fit --config ppo_arithmetic --model.policy.pretrained runs/quickstart/sft/export
+	$(BIN)/lit-rl pipeline ppo_beside_grpo
 	$(BIN)/lit-rl pipeline mathformer
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'learning or long' -rP tests/test_learning.py tests/test_presets.py
 

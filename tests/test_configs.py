@@ -31,7 +31,9 @@ def first_command(name: str) -> list[str]:
 
 def test_there_are_configs_of_each_kind():
     assert {"sft_arithmetic", "grpo_arithmetic"} <= set(RUNS)
-    assert {"logger/wandb", "logger/tensorboard", "logger/mlflow", "trainer/ddp", "trainer/fsdp2", "trainer/bf16"} <= set(OVERLAYS)
+    assert {"logger/wandb", "logger/tensorboard", "logger/mlflow", "trainer/ddp", "trainer/fsdp2", "trainer/bf16"} <= set(
+        OVERLAYS
+    )
 
 
 @pytest.mark.parametrize("name", FILES)

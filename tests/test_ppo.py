@@ -9,9 +9,11 @@ import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
 from grpo_runs import LIMIT, MOVING, STILL, Length, Watch, flat, slow_rows
 from slow_reference import kl, step_loss
+from tiny_runs import lit_rl
 
 from lit_rl.algorithms import PPO
 from lit_rl.callbacks import DynamicSampling, HFExport, KLController
+from lit_rl.curves import read_curve
 from lit_rl.evaluation import Evaluation
 from lit_rl.loading import LoRASpec, PolicySpec
 from lit_rl.objective import Objective
@@ -333,3 +335,13 @@ def test_dynamic_sampling_needs_completions_to_compare(tmp_path):
     with pytest.raises(ValueError, match=r"write model\.group_size 2 or more"):
         fit(tmp_path, ppo(), callbacks=[DynamicSampling()])
     fit(tmp_path, ppo(group_size=2), callbacks=[DynamicSampling(max_rounds=1)])
+
+
+def test_the_config_that_is_made_for_a_test_runs(tmp_path):
+    options = {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 1, "default_root_dir": tmp_path}
+    arguments = [part for name, value in options.items() for part in (f"--trainer.{name}", value)]
+    lit_rl("fit", "--config", "ppo_rpn_test", *arguments, "--data.val_problems", 20)
+    curve = read_curve(tmp_path)
+    assert [step for step, _ in curve["critic/explained_variance"]] == list(range(8))
+    assert {"rewards/boxed/mean", "approx_kl", "loss/critic", "val/accuracy"} <= set(curve)
+    assert (tmp_path / "export" / "value_head.safetensors").is_file()

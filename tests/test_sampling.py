@@ -418,6 +418,7 @@ def test_a_setting_out_of_range_is_refused_by_name_and_value(name, value):
 def test_a_single_token_needs_no_copy_of_the_prompts(monkeypatch):
     """Groups are often large where one token is sampled, as in RPT without reasoning."""
     policy = tiny_policy()
+
     def refuse(*args):
         raise AssertionError("the cache was repeated for rows that never use it")
 
