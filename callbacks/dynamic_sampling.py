@@ -48,7 +48,7 @@ class DynamicSampling(RolloutCallback):
         if not isinstance(trainer.train_dataloader, Experience):
             raise ValueError(
                 f"DynamicSampling needs an algorithm that samples; {type(module).__name__} does not: "
-                "write GRPO or RPT, or remove it."
+                "write GRPO, RPT or PPO, or remove it."
             )
         if trainer.train_dataloader.plan.group_size < 2:
             raise ValueError("DynamicSampling compares the completions of a prompt; write model.group_size 2 or more.")

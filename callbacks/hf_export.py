@@ -40,5 +40,9 @@ class HFExport(Callback):
         for name, policy in module.exports().items():
             weights = whole_weights(policy)  # on every rank: sharded weights are gathered
             if trainer.is_global_zero:
-                export_policy(policy, module.tokenizer, Path(trainer.default_root_dir) / (self.folder + name), weights)
+                export_policy(policy, module.tokenizer, self._path(trainer, name), weights)
         trainer.strategy.barrier()
+
+    def _path(self, trainer: pl.Trainer, name: str) -> Path:
+        folder = Path(trainer.default_root_dir) / self.folder
+        return folder.with_name(folder.name + name)

@@ -37,7 +37,7 @@ class AdaptiveTemperature(RolloutCallback):
         if not hasattr(module, "sampler"):
             raise ValueError(
                 f"AdaptiveTemperature needs an algorithm that samples; {type(module).__name__} does not: "
-                "write GRPO or RPT, or remove it."
+                "write GRPO, RPT or PPO, or remove it."
             )
         if trainer.max_steps <= self.start_step:
             raise ValueError(

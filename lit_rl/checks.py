@@ -53,5 +53,5 @@ def check_same_model(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
             shapes = ["missing" if value is None else str(tuple(value.shape)) for value in (there, here)]
             raise ValueError(
                 f"the checkpoint is of another model: {name} is {shapes[0]} there and {shapes[1]} here; "
-                "set model.policy as it was when the checkpoint was written."
+                "set model.policy, and model.critic, as they were when it was written."
             )

@@ -123,7 +123,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
     Args:
         values: (N, T) of the critic that learns, with gradient.
         old_values: (N, T) of the critic before its first step on the rollout.
-        returns: (N, T), what the completions earned from there on.
+        returns: (N, T), what it is to expect.
         clip: c; 0 leaves clipping out.
 
     Returns:

@@ -101,8 +101,7 @@ class PolicyModule(pl.LightningModule):
             return
         with seeded(self.seed):
             self.policy = Policy(self.policy_spec, self.tokenizer)
-        if self.policy_spec.attention != "flash_attention_2":  # which runs on a GPU only, where the model is not yet
-            check_policy(self.policy)
+        check_policy(self.policy)
         self.configure_policy()
         if self.device_mesh is not None:
             for policy in self.policies():

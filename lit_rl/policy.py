@@ -202,9 +202,9 @@ class Policy(nn.Module):
     def _whole_rows(self, rollouts: Rollouts) -> Tensor:
         """The same states from the padded rows of prompt and completion."""
         prompts, owner = rollouts.prompts, rollouts.prompt_index
-        ids = torch.cat([prompts.ids[owner], rollouts.completion_ids], dim=1)
-        mask = torch.cat([prompts.mask[owner], rollouts.mask], dim=1)
-        return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 : -1]
+        ids = torch.cat([prompts.ids[owner], rollouts.completion_ids[:, :-1]], dim=1)
+        mask = torch.cat([prompts.mask[owner], rollouts.mask[:, :-1]], dim=1)
+        return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 :]
 
     def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
         options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}

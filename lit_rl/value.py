@@ -19,8 +19,8 @@ FILE = "value_head.safetensors"
 class ValueHead(nn.Linear):
     """(..., H) hidden states -> (...) values.
 
-    Zero before it has learned, so that the first advantages are what was really earned; never computed in half precision,
-    since returns of 0 and 1 are told apart by small numbers.
+    Zero before it has learned, so that the first advantages are what was really earned. It stays in the precision that it was
+    made in, whatever the run's is: in half precision the steps of a small rate would be rounded away.
 
     Args:
         hidden: H.
@@ -34,9 +34,14 @@ class ValueHead(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ValueHead:
+        """Move, but do not cast."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return super().forward(hidden.to(self.weight.dtype))[..., 0]
+            # A sum over one number: FSDP2 does not like to be handed a view.
+            return super().forward(hidden.to(self.weight.dtype)).sum(-1)
 
 
 def load_value_head(head: ValueHead, folder: str | None) -> None:
@@ -73,7 +78,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Cal
 
     Args:
         values: (N, T) of this rank.
-        returns: (N, T), what the completions really earned from there on.
+        returns: (N, T), what the critic is to expect: at lambda below 1 its own values are part of them.
         mask: (N, T) bool.
         total: sums a tensor over all ranks.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rl.algorithms import GRPO, PPO, SFT
 from lit_rl.evaluation import Evaluation
@@ -46,7 +47,7 @@ def everything(dtype="float32", **options):
 
 
 def ppo(dtype="float32", **options):
-    """With what counts, averages or decides over all ranks; the early stop comes in the second rollout."""
+    """With what counts or averages over all ranks."""
     settings = {"policy": tiny_spec(dtype=dtype), "sampler": Sampler(24), "optimizer": ADAM, "evaluation": SHORT}
     settings |= {"reward": Length(), "epochs": 2, "minibatches": 1, "kl_coef": 0.1, "overlong": Overlong("mask")}
     return PPO(**{**settings, **options})
@@ -67,9 +68,9 @@ RUNS = {
     ),
     "grpo with everything": (everything, {"max_steps": 4}),
     "ppo": (ppo, {"max_steps": 4}),
-    "ppo ending rollouts early": (lambda: ppo(epochs=4, target_kl=1e-6), {"max_steps": 4, "val_check_interval": 8}),
-    "ppo with a critic warming up": (lambda: ppo(critic_warmup=2), {"max_steps": 4}),
-    "ppo with a critic of its own": (lambda: ppo(critic=tiny_spec("gpt2"), critic_lr=3e-3), {"max_steps": 4}),
+    "ppo ending rollouts early": (lambda: ppo(epochs=4, target_kl=3e-4), {"max_steps": 4, "val_check_interval": 8}),
+    "ppo with a critic warming up": (lambda: ppo(critic_warmup=3), {"max_steps": 4}),
+    "ppo with a critic of its own": (lambda: ppo(critic=tiny_spec(), critic_lr=3e-3), {"max_steps": 4}),
     "sft": (sft, {"max_steps": 4}),
     "gradient of grpo": (lambda: grpo("float64", minibatches=1), {"max_steps": 1}),
     "gradient of grpo with everything": (lambda: everything("float64", minibatches=1), {"max_steps": 1}),
@@ -78,17 +79,22 @@ RUNS = {
 }
 
 
+RESUMED = ["grpo", "ppo with a critic warming up", "ppo with a critic of its own"]
+"""Runs that are also stopped after two steps and resumed."""
+
+
 class Keep(RolloutCallback):
     """Gradients before clipping, sampled texts, how many tokens they have and the figures of the last step."""
 
     def __init__(self):
         self.texts, self.gradients, self.figures = {}, {}, {}
-        self.tokens = 0
+        self.tokens = self.rollouts = 0
 
     def on_rollout_end(self, trainer, module, rollouts):
         for number, row in zip(rollouts.prompts.numbers, range(0, len(rollouts), rollouts.group_size), strict=True):
             self.texts.setdefault(number, []).append(rollouts.texts[row : row + rollouts.group_size])
         self.tokens += int(rollouts.lengths.sum())
+        self.rollouts += 1
         return rollouts
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -104,7 +110,7 @@ class Keep(RolloutCallback):
         self.figures = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(skip)}
 
 
-def fit(name, strategy, devices, accumulate=2):
+def fit(name, strategy, devices, accumulate=2, callbacks=(), ckpt_path=None, **limits):
     build, options = RUNS[name]
     torch.manual_seed(1)
     keep = Keep()
@@ -114,13 +120,14 @@ def fit(name, strategy, devices, accumulate=2):
         devices=devices,
         gradient_clip_val=1.0,
         accumulate_grad_batches=accumulate,
-        callbacks=[keep],
+        callbacks=[keep, *callbacks],
+        enable_checkpointing=bool(callbacks),
         check_val_every_n_epoch=None,
         limit_val_batches=1.0,
-        **{"val_check_interval": 4 if options["max_steps"] > 1 else accumulate, **options},
+        **{"val_check_interval": 4 if options["max_steps"] > 1 else accumulate, **options, **limits},
     )
     module = build()
-    trainer.fit(module, tiny_data())
+    trainer.fit(module, tiny_data(), ckpt_path=ckpt_path)
     texts, tokens = [keep.texts], [keep.tokens]
     if trainer.world_size > 1:
         texts, tokens = [None] * trainer.world_size, [None] * trainer.world_size
@@ -138,12 +145,23 @@ def fit(name, strategy, devices, accumulate=2):
         "texts": together,
         "tokens": tokens,
         "figures": keep.figures,
+        "rollouts": keep.rollouts,
         "zero": trainer.is_global_zero,
     }
+
+
+def stop_and_resume(name, strategy, devices, folder):
+    """The same run in two halves, with a checkpoint between them."""
+    saver = ModelCheckpoint(folder, "half", every_n_train_steps=2, save_on_train_epoch_end=False)
+    fit(name, strategy, devices, callbacks=[saver], max_steps=2)
+    return fit(name, strategy, devices, ckpt_path=folder / "half.ckpt")
 
 
 if __name__ == "__main__":
     strategy, devices, file = sys.argv[1:]
     results = {name: fit(name, strategy, int(devices)) for name in RUNS}
+    for name in RESUMED:
+        folder = Path(file).parent / name
+        results[f"{name}, resumed"] = stop_and_resume(name, strategy, int(devices), folder)
     if results["sft"].pop("zero"):
         torch.save(results, file)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_runs import RUNS, fit
+from distributed_runs import RESUMED, RUNS, fit
 
 HERE = Path(__file__).parent
 
@@ -40,6 +40,18 @@ def two(request, tmp_path_factory):
 def one(tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("one"))
     return {name: fit(name, "auto", 1) for name in RUNS}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_processes_resume_to_the_last_bit(two, name):
+    whole, resumed = two[name]["weights"], two[f"{name}, resumed"]["weights"]
+    assert all(torch.equal(resumed[tensor], value) for tensor, value in whole.items())
+
+
+def test_ranks_end_a_rollout_early_together(one, two):
+    """In the second rollout one rank alone would have gone on; the mean of both is what decides."""
+    name = "ppo ending rollouts early"
+    assert two[name]["rollouts"] == one[name]["rollouts"] == 2
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:

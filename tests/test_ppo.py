@@ -135,6 +135,8 @@ def test_the_gradient_is_that_of_the_slow_reference(tmp_path, value_clip, critic
     trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[watch])
     module.on_train_batch_start = lambda batch, index: push(trainer, module, batch, index)
     trainer.fit(module, tiny_data())
+    learning = [p for p in module.parameters() if p.requires_grad]
+    found = flat([p.grad for p in learning])
 
     rollouts, critic_model = watch.rollouts[0], module.critic or module.policy
     rows, scores = slow_rows(rollouts), module.policy.score(rollouts)
@@ -145,8 +147,8 @@ def test_the_gradient_is_that_of_the_slow_reference(tmp_path, value_clip, critic
     places = [(n, t) for n, length in enumerate(rollouts.lengths.tolist()) for t in range(length)]
     numbers = [(values[p], float(rollouts.values[p]), float(rollouts.returns[p])) for p in places]
     loss = loss + 0.3 * sum(slow.value_loss(*each, value_clip) for each in numbers) / len(places)
-    expected = flat(torch.autograd.grad(loss, list(module.policy.parameters())))
-    assert float((watch.gradients[0] - expected).norm() / expected.norm()) < 1e-5
+    expected = flat(torch.autograd.grad(loss, learning))
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
 def test_the_ratio_is_one_at_the_first_minibatch_of_every_rollout(tmp_path):
@@ -252,7 +254,7 @@ def test_a_critic_of_its_own_learns_at_its_own_rate(tmp_path):
 
 
 def test_every_parameter_is_in_one_group_of_one_optimizer(tmp_path):
-    for critic in (None, tiny_spec("gpt2")):
+    for critic in (None, tiny_spec("gpt2"), tiny_spec()):  # the second one's head is its embedding, the third one's is not
         module = ppo(critic=critic)
         fit(tmp_path, module, steps=1)
         groups = module.trainer.optimizers[0].param_groups
@@ -263,18 +265,24 @@ def test_every_parameter_is_in_one_group_of_one_optimizer(tmp_path):
 
 def test_equal_completions_are_computed_once_with_the_same_gradient(tmp_path, monkeypatch):
     """Rows of one token repeat; the critic's share of them must count as often."""
-    options = {"sampler": Sampler(1), "group_size": 16, "epochs": 1, "minibatches": 1, "optimizer": STILL}
+    options = {"sampler": Sampler(1), "group_size": 16, "epochs": 3, "minibatches": 1, "value_clip": 0.01}
 
     def run(folder):
         torch.manual_seed(0)
         module = with_a_critic_that_expects_something(ppo("float64", **options))
-        return fit(folder, module, steps=1)
+        return fit(folder, module, steps=3)
 
     merged = run(tmp_path)
     assert len(merged.rollouts[0].merge_duplicates()) < len(merged.rollouts[0])
     monkeypatch.setattr("lit_rl.rollouts.Rollouts.merge_duplicates", lambda self: self)
     apart = run(tmp_path)
-    assert float((merged.gradients[0] - apart.gradients[0]).norm() / apart.gradients[0].norm()) < 1e-6
+    for one, other in zip(merged.gradients, apart.gradients, strict=True):
+        assert float((one - other).norm() / other.norm()) < 1e-5
+    assert apart.figures[-1]["approx_kl"] > 1e-4
+    assert apart.figures[-1]["critic/clip_ratio"] > 0
+    timeless = {name for name in apart.figures[-1] if not name.startswith(("time/", "perf/"))}
+    for name in timeless:
+        assert merged.figures[-1][name] == pytest.approx(apart.figures[-1][name], rel=1e-4, abs=1e-6), name
 
 
 # --- with the other parts ----------------------------------------------------------------------------------------
@@ -324,11 +332,55 @@ def test_the_kl_may_be_a_term_of_the_loss(tmp_path):
         ({"value_clip": -1.0}, "model.value_clip is -1.0; write 0 or more."),
         ({"target_kl": -1.0}, "model.target_kl is -1.0; write 0 or more."),
         ({"group_size": 0}, "model.group_size is 0; write 1 or more."),
+        ({"critic_lr": -0.01}, "model.critic_lr is -0.01; write 0 or more."),
+        ({"target_kl": 0.1, "epochs": 1}, "write epochs and minibatches for 3 steps or more, or target_kl 0."),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         ppo(**options)
+
+
+@pytest.mark.parametrize(
+    ("critic", "message"),
+    [
+        (PolicySpec(pretrained="runs/none/export"), "model.critic.pretrained: the folder 'runs/none/export' does not exist"),
+        (PolicySpec(config=tiny_spec().config, tokenizer="reasoning"), "model.critic has another tokenizer"),
+        (tiny_spec(config={"max_position_embeddings": 64}), "model.critic has 64 positions and model.policy 128"),
+    ],
+)
+def test_a_critic_that_cannot_read_what_the_policy_writes_is_refused(critic, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ppo(critic=critic).configure_model()
+
+
+def test_a_critic_of_its_own_is_drawn_by_the_runs_seed():
+    critics = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        module = ppo(critic=tiny_spec("gpt2"))
+        module.configure_model()
+        critics.append(flat(module.critic.parameters()))
+    assert torch.equal(*critics)
+
+
+def test_a_head_learns_at_a_small_rate_under_half_precision(tmp_path):
+    module = with_a_critic_that_expects_something(ppo(optimizer=functools.partial(torch.optim.AdamW, lr=1e-4)))
+    head = module.policy.value_head
+    before = head.weight.detach().clone()
+    fit(tmp_path, module, precision="bf16-true")
+    assert head.weight.dtype == torch.float32
+    assert next(module.policy.model.parameters()).dtype == torch.bfloat16
+    assert float((head.weight - before).abs().max()) > 1e-5
+
+
+def test_completions_may_end_where_the_models_positions_do(tmp_path):
+    """The value behind a truncated completion is one of its last token, not of a position that does not exist."""
+    longest = 8  # of the prompts
+    spec = tiny_spec(
+        "gpt2", config={"max_position_embeddings": longest + LIMIT}, attention="eager", gradient_checkpointing=True
+    )
+    fit(tmp_path, ppo(policy=spec, sampler=Sampler(LIMIT, temperature=2.0)), steps=1)
 
 
 def test_dynamic_sampling_needs_completions_to_compare(tmp_path):

@@ -167,8 +167,8 @@ CASES = {
     "grpo in a rollout of the second epoch": (grpo, 9, 16),
     "grpo at an epoch's last step": (grpo, 8, 16),
     "ppo while the critic warms up": (ppo, 1, 64),
-    "ppo in a rollout": (ppo, 6, 64),
-    "ppo behind a rollout that ended early": (ppo, 7, 64),
+    "ppo in a rollout": (ppo, 7, 64),
+    "ppo behind a rollout that ended early": (ppo, 6, 64),
     "ppo at an epoch's last step": (ppo, 8, 16),
 }
 

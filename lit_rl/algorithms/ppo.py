@@ -17,6 +17,7 @@ Run: ``lit-rl fit --config ppo_arithmetic``
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,13 +26,14 @@ from torch import Tensor
 from lit_rl.advantages import generalized_advantages, whiten
 from lit_rl.experience import Experience
 from lit_rl.kl import kl_estimate
-from lit_rl.loading import PolicySpec
+from lit_rl.loading import PolicySpec, load_tokenizer
 from lit_rl.logprobs import TokenScores
 from lit_rl.losses import value_loss
 from lit_rl.objective import Objective
 from lit_rl.policy import Policy
 from lit_rl.policy_check import check_policy
 from lit_rl.policy_gradient import PolicyGradient
+from lit_rl.randomness import seeded
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.stream import MicroBatch
@@ -48,7 +50,8 @@ class PPO(PolicyGradient):
         policy: the model that learns and its tokenizer.
         sampler: how completions are drawn.
         critic: a model of its own for the critic; none: a value head on the policy's trunk.
-        critic_lr: the critic's learning rate; none: the optimizer's. Both are groups of one optimizer.
+        critic_lr: the critic's learning rate; none: the optimizer's. Both are groups of one optimizer. At 1e-6 a critic learns
+            next to nothing: ten times the policy's rate is usual.
         critic_warmup: optimizer steps in which only the critic learns, a head alone and not the trunk it shares.
         group_size: completions per prompt.
         epochs: passes over a rollout.
@@ -56,12 +59,12 @@ class PPO(PolicyGradient):
         gamma: discount per token.
         lam: GAE's lambda: 0 trusts the critic, 1 what was earned.
         bootstrap: whether a completion that was cut off is worth what the critic expects behind it, on top of its reward; false
-            where every completion runs to the limit and is rewarded there.
+            where being cut off is a failure, or the end of every completion: then its reward is all there is.
         whiten: whether advantages are brought to mean 0 and std 1 over all tokens of the rollout.
         value_coef: weight of the critic's loss.
         value_clip: how far values may move on one rollout before their gradient stops; 0 = any.
         target_kl: KL in nats per token between the policy that sampled and the one that learns, past which the rest of a
-            rollout's steps is left out; 0 = never.
+            rollout's steps is left out, of at least three; 0 = never.
         objective: as for GRPO; by default the KL to the starting policy is taken off the reward, estimated by k1.
     """
 
@@ -92,9 +95,17 @@ class PPO(PolicyGradient):
         self.value_coef, self.value_clip, self.target_kl = value_coef, value_clip, target_kl
         self.critic: Policy | None = None
         self.check_least(critic_warmup=0, value_coef=0, value_clip=0, target_kl=0, gamma=0, lam=0)
+        if critic_lr is not None:
+            self.check_least(critic_lr=0)
         for option in ("gamma", "lam"):
             if getattr(self, option) > 1:
                 raise ValueError(f"model.{option} is {getattr(self, option)}; write 1 or less.")
+        if target_kl and epochs * minibatches < 3:
+            raise ValueError(
+                f"model.target_kl is {target_kl} with {epochs} x {minibatches} steps a rollout: the second step is the first "
+                "that can pass it, and is taken; write epochs and minibatches for 3 steps or more, or target_kl 0."
+            )
+        self.strict_loading = not critic_warmup  # FSDP2 would refuse an optimizer that has not touched the policy yet
 
     # --- the critic ----------------------------------------------------------------------------------------------
 
@@ -103,13 +114,31 @@ class PPO(PolicyGradient):
         if self.critic_spec is None:
             self.policy.add_value_head()
             return
-        self.critic = Policy(self.critic_spec, self.tokenizer)
-        check_policy(self.critic)
+        self.critic = self._own_critic(self.critic_spec)
         self.critic.disable_dropout()
         head, embeddings = self.critic.causal_lm.get_output_embeddings(), self.critic.causal_lm.get_input_embeddings()
         if head.weight is not embeddings.weight:  # it has no use here, and what has no gradient is an error under DDP
             head.requires_grad_(False)
         self.critic.add_value_head()
+
+    def _own_critic(self, spec: PolicySpec) -> Policy:
+        try:
+            vocabulary = load_tokenizer(spec).get_vocab()
+            with seeded(self.seed):
+                critic = Policy(spec, self.tokenizer)
+            check_policy(critic)
+        except ValueError as error:
+            raise ValueError(str(error).replace("model.policy", "model.critic")) from error
+        if vocabulary != self.tokenizer.get_vocab():
+            raise ValueError(
+                "model.critic has another tokenizer than model.policy; it reads the policy's tokens: write the same."
+            )
+        if (critic.context or math.inf) < (self.policy.context or math.inf):
+            raise ValueError(
+                f"model.critic has {critic.context} positions and model.policy {self.policy.context or 'no limit'}; "
+                "choose a critic with at least as many."
+            )
+        return critic
 
     def policies(self) -> list[Policy]:
         return super().policies() + ([] if self.critic is None else [self.critic])
@@ -175,10 +204,12 @@ class PPO(PolicyGradient):
         losses, clipped = value_loss(values, rollouts.values, rollouts.returns, self.value_clip)
         critic_loss = (losses * batch.weights).sum()
         total = (0.0 if self._warming else 1.0) * loss + self.value_coef * critic_loss
-        drift = kl_estimate(rollouts.logprobs, scores.logprobs.detach()) * rollouts.mask
         sums = {"loss": total, "loss/policy": loss, "loss/critic": critic_loss}
-        sums["critic/clip_ratio"] = (clipped * (batch.weights > 0)).sum() / max(batch.num_tokens, 1)
-        ratios = {"approx_kl": (drift.sum(), rollouts.mask.sum())}
+        copies = rollouts.copies[:, None]
+        sums["critic/clip_ratio"] = (clipped * rollouts.loss_mask * copies).sum() / max(batch.num_tokens, 1)
+        sampled = rollouts.mask * copies
+        drift = kl_estimate(rollouts.logprobs, scores.logprobs.detach())
+        ratios = {"approx_kl": ((drift * sampled).sum(), sampled.sum())}
         logged = self.record(batch, sums | figures.sums, ratios | figures.ratios, figures.ranges)
         if self.target_kl and logged.get("approx_kl", 0.0) > self.target_kl:
             assert isinstance(self._stream, Experience)
@@ -191,6 +222,13 @@ class PPO(PolicyGradient):
         if self.critic is None:
             return self.policy.score_with_values(rollouts, entropy_grad, self._warming)
         return self.policy.score(rollouts, entropy_grad, details=False), self.critic.values(rollouts)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.trainer.global_step <= self.critic_warmup:
+            # The policy has taken no step, but loading under FSDP2 makes up averages for it.
+            for parameter in self._actor_parameters():
+                self.trainer.optimizers[0].state.pop(parameter, None)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._warming:  # gradients of zero would still decay weights and fill the optimizer's averages
