@@ -21,6 +21,7 @@ from lit_rl.overlong import Overlong
 from lit_rl.rewards import Reward
 from lit_rl.rewards.answers import rows_samples
 from lit_rl.sampling.sampler import Sampler
+from lit_rl.schedule import Schedule
 
 
 def ppo(dtype="float32", policy=None, **options) -> PPO:
@@ -222,6 +223,16 @@ def test_while_the_critic_warms_up_the_policy_stays(tmp_path, critic):
     again = ppo(critic=critic and tiny_spec(critic), critic_warmup=4, optimizer=decaying)
     fit(tmp_path, again, steps=5)
     assert not torch.equal(flat(again._actor_parameters()), before)
+
+
+def test_the_policys_schedule_begins_behind_the_critics_warmup(tmp_path):
+    rates = []
+    module = ppo(critic_warmup=2, critic_lr=1e-3, schedule=Schedule("linear", warmup_steps=2))
+    module.on_train_batch_start = lambda *_: rates.append([g["lr"] for g in module.trainer.optimizers[0].param_groups])
+    fit(tmp_path, module, steps=6)
+    # Up to the full rate in two steps, then down to 0 at the sixth: the policy's two steps later.
+    assert [policy for policy, _ in rates] == pytest.approx([0, 0, 0, 0.005, 0.01, 0.0075])
+    assert [critic for _, critic in rates] == pytest.approx([0, 0.0005, 0.001, 0.00075, 0.0005, 0.00025])
 
 
 class Sums(Reward):

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rl.advantages import generalized_advantages, whiten
 from lit_rl.experience import Experience
@@ -52,7 +53,8 @@ class PPO(PolicyGradient):
         critic: a model of its own for the critic; none: a value head on the policy's trunk.
         critic_lr: the critic's learning rate; none: the optimizer's. Both are groups of one optimizer. At 1e-6 a critic learns
             next to nothing: ten times the policy's rate is usual.
-        critic_warmup: optimizer steps in which only the critic learns, a head alone and not the trunk it shares.
+        critic_warmup: optimizer steps in which only the critic learns, a head alone and not the trunk it shares. The policy's
+            schedule begins behind them.
         group_size: completions per prompt.
         epochs: passes over a rollout.
         minibatches: optimizer steps per pass.
@@ -149,6 +151,15 @@ class PPO(PolicyGradient):
     def parameters_to_learn(self) -> list[Any]:
         rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
         return [{"params": self._actor_parameters()}, {"params": self._critic_parameters()} | rate]
+
+    def configure_optimizers(self) -> Any:
+        configured = super().configure_optimizers()
+        scheduler = configured["lr_scheduler"]["scheduler"]
+        if self.critic_warmup and isinstance(scheduler, LambdaLR):
+            # The policy's schedule begins when it does: a rate that had warmed up without it would be a blow.
+            rate = scheduler.lr_lambdas[0]
+            scheduler.lr_lambdas[0] = lambda step: rate(max(0, step - self.critic_warmup))
+        return configured
 
     def _critic_parameters(self) -> list[Tensor]:
         critic = self.policy.value_head if self.critic is None else self.critic
