@@ -17,6 +17,7 @@ LAYERS = [
         "attention",
         "policy",
         "policy_check",
+        "critic",
         "sampling",
         "reference",
         "strategy",

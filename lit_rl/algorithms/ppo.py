@@ -17,7 +17,6 @@ Run: ``lit-rl fit --config ppo_arithmetic``
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -25,16 +24,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rl.advantages import generalized_advantages, whiten
+from lit_rl.critic import build_critic
 from lit_rl.experience import Experience
 from lit_rl.kl import kl_estimate
-from lit_rl.loading import PolicySpec, load_tokenizer
+from lit_rl.loading import PolicySpec
 from lit_rl.logprobs import TokenScores
 from lit_rl.losses import value_loss
 from lit_rl.objective import Objective
 from lit_rl.policy import Policy
-from lit_rl.policy_check import check_policy
 from lit_rl.policy_gradient import PolicyGradient
-from lit_rl.randomness import seeded
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.stream import MicroBatch
@@ -96,18 +94,22 @@ class PPO(PolicyGradient):
         self.gamma, self.lam, self.bootstrap, self.whiten = gamma, lam, bootstrap, whiten
         self.value_coef, self.value_clip, self.target_kl = value_coef, value_clip, target_kl
         self.critic: Policy | None = None
+        self._check_critic_options()
+        self.strict_loading = not critic_warmup  # FSDP2 would refuse an optimizer that has not touched the policy yet
+
+    def _check_critic_options(self) -> None:
         self.check_least(critic_warmup=0, value_coef=0, value_clip=0, target_kl=0, gamma=0, lam=0)
-        if critic_lr is not None:
+        if self.critic_lr is not None:
             self.check_least(critic_lr=0)
         for option in ("gamma", "lam"):
             if getattr(self, option) > 1:
                 raise ValueError(f"model.{option} is {getattr(self, option)}; write 1 or less.")
-        if target_kl and epochs * minibatches < 3:
+        steps = self.epochs * self.minibatches
+        if self.target_kl and steps < 3:
             raise ValueError(
-                f"model.target_kl is {target_kl} with {epochs} x {minibatches} steps a rollout: the second step is the first "
-                "that can pass it, and is taken; write epochs and minibatches for 3 steps or more, or target_kl 0."
+                f"model.target_kl is {self.target_kl} with {steps} step(s) a rollout: the second is the first that can pass it, and "
+                "is taken; write epochs and minibatches for 3 steps or more, or target_kl 0."
             )
-        self.strict_loading = not critic_warmup  # FSDP2 would refuse an optimizer that has not touched the policy yet
 
     # --- the critic ----------------------------------------------------------------------------------------------
 
@@ -116,31 +118,7 @@ class PPO(PolicyGradient):
         if self.critic_spec is None:
             self.policy.add_value_head()
             return
-        self.critic = self._own_critic(self.critic_spec)
-        self.critic.disable_dropout()
-        head, embeddings = self.critic.causal_lm.get_output_embeddings(), self.critic.causal_lm.get_input_embeddings()
-        if head.weight is not embeddings.weight:  # it has no use here, and what has no gradient is an error under DDP
-            head.requires_grad_(False)
-        self.critic.add_value_head()
-
-    def _own_critic(self, spec: PolicySpec) -> Policy:
-        try:
-            vocabulary = load_tokenizer(spec).get_vocab()
-            with seeded(self.seed):
-                critic = Policy(spec, self.tokenizer)
-            check_policy(critic)
-        except ValueError as error:
-            raise ValueError(str(error).replace("model.policy", "model.critic")) from error
-        if vocabulary != self.tokenizer.get_vocab():
-            raise ValueError(
-                "model.critic has another tokenizer than model.policy; it reads the policy's tokens: write the same."
-            )
-        if (critic.context or math.inf) < (self.policy.context or math.inf):
-            raise ValueError(
-                f"model.critic has {critic.context} positions and model.policy {self.policy.context or 'no limit'}; "
-                "choose a critic with at least as many."
-            )
-        return critic
+        self.critic = build_critic(self.critic_spec, self.policy, self.tokenizer.get_vocab(), self.seed)
 
     def policies(self) -> list[Policy]:
         return super().policies() + ([] if self.critic is None else [self.critic])
