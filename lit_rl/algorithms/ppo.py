@@ -107,8 +107,8 @@ class PPO(PolicyGradient):
         steps = self.epochs * self.minibatches
         if self.target_kl and steps < 3:
             raise ValueError(
-                f"model.target_kl is {self.target_kl} with {steps} step(s) a rollout: the second is the first that can pass it, and "
-                "is taken; write epochs and minibatches for 3 steps or more, or target_kl 0."
+                f"model.target_kl is {self.target_kl} with {steps} step(s) a rollout: the second is the first that can pass it, "
+                "and is taken; write epochs and minibatches for 3 steps or more, or target_kl 0."
             )
 
     # --- the critic ----------------------------------------------------------------------------------------------
