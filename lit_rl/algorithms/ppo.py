@@ -107,7 +107,7 @@ class PPO(PolicyGradient):
         steps = self.epochs * self.minibatches
         if self.target_kl and steps < 3:
             raise ValueError(
-                f"model.target_kl is {self.target_kl} with {steps} step(s) a rollout: the second is the first that can pass it, "
+                f"model.target_kl is {self.target_kl} with {steps} step(s) a rollout: the second is the first to pass it, "
                 "and is taken; write epochs and minibatches for 3 steps or more, or target_kl 0."
             )
 
