@@ -25,6 +25,7 @@ from lit_rl.policy_check import check_policy
 from lit_rl.randomness import generator_state, seeded, set_generator_state
 from lit_rl.rollouts import Rollouts
 from lit_rl.schedule import Schedule
+from lit_rl.step_figures import StepFigures
 from lit_rl.strategy import gathered_weights, shard
 from lit_rl.stream import MicroBatch, TrainingStream
 from lit_rl.types import PromptBatch
@@ -63,9 +64,7 @@ class PolicyModule(pl.LightningModule):
         self._optimizer, self._schedule = optimizer, schedule or Schedule()
         self._stream: TrainingStream | None = None
         self._stream_state: dict[str, Any] | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._ranges: dict[str, Tensor] = {}
-        self._values: dict[str, float] = {}
+        self._figures = StepFigures({})
         self._step_start = 0.0
 
     # --- what an algorithm gives ---------------------------------------------------------------------------------
@@ -164,23 +163,12 @@ class PolicyModule(pl.LightningModule):
             What was logged, the same on all ranks; nothing before the last micro-batch of the step.
         """
         if batch.first:
-            self._sums, self._ranges, self._values = {}, {}, dict(batch.metrics)
-        shares = {name: torch.stack([value.detach().double(), value.new_zeros(()).double()]) for name, value in sums.items()}
-        shares |= {name: torch.stack([value.double() for value in pair]) for name, pair in (ratios or {}).items()}
-        for name, share in shares.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(share)) + share
-        for name, values in (ranges or {}).items():
-            ends = torch.stack([-values.min(), values.max()]) if len(values) else values.new_full((2,), -torch.inf)
-            self._ranges[name] = self._ranges.get(name, ends).maximum(ends)
-        return self._log_step() if batch.last else {}
-
-    def _log_step(self) -> dict[str, float]:
-        totals = self.sum_over_ranks(torch.stack(list(self._sums.values()))).tolist()
-        figures = {name: top / bottom if bottom else top for name, (top, bottom) in zip(self._sums, totals, strict=True)}
-        for name, ends in self._ranges.items():
-            low, high = self.trainer.strategy.reduce(ends, reduce_op="max").tolist()
-            figures |= {f"{name}/min": -low, f"{name}/max": high}
-        values = self._values | figures
+            self._figures = StepFigures(batch.metrics)
+        self._figures.add(sums, ratios or {}, ranges or {})
+        if not batch.last:
+            return {}
+        reduce = self.trainer.strategy.reduce
+        values = self._figures.over_ranks(self.sum_over_ranks, lambda ends: reduce(ends, reduce_op="max"))
         shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
         self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
         rest = {name: value for name, value in values.items() if name not in shown}

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types", "files", "randomness", "choices", "windows", "token_bytes"},
     {"tasks", "rollouts", "advantages", "losses", "kl", "aggregation", "fused_head", "logprobs", "plan"},
-    {"rewards", "metrics", "curves", "schedule", "objective", "overlong", "prompts"},
+    {"rewards", "metrics", "curves", "step_figures", "schedule", "objective", "overlong", "prompts"},
     {
         "loading",
         "packing",
