@@ -14,6 +14,7 @@ from lit_rl.advantages import AdvantageScale, Baseline, group_advantages, reward
 from lit_rl.choices import check_choice
 from lit_rl.loading import PolicySpec
 from lit_rl.policy_gradient import PolicyGradient
+from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.stream import MicroBatch
@@ -25,6 +26,7 @@ class GroupRelative(PolicyGradient):
     Args:
         policy: the model that learns and its tokenizer.
         sampler: how completions are drawn.
+        reward: what they earn; default: 1 for a correct answer, else 0.
         group_size: completions per prompt, at least 2.
         baseline: what a reward is compared with: the mean of its ``group``, of the others in it (``leave_one_out``), of the
             group and one reward of 0 (``phantom_zero``), of the whole ``batch``, or nothing (``none``).
@@ -35,6 +37,7 @@ class GroupRelative(PolicyGradient):
         self,
         policy: PolicySpec,
         sampler: Sampler | None = None,
+        reward: Reward | None = None,
         group_size: int = 8,
         baseline: Baseline = "group",
         advantage_scale: AdvantageScale = "group",
@@ -42,7 +45,7 @@ class GroupRelative(PolicyGradient):
     ) -> None:
         if group_size < 2:
             raise ValueError(f"model.group_size is {group_size}; a group needs at least 2 completions to compare.")
-        super().__init__(policy, sampler, group_size=group_size, **options)
+        super().__init__(policy, sampler, reward, group_size=group_size, **options)
         self.baseline, self.advantage_scale = baseline, advantage_scale
         self._check_comparison()
 

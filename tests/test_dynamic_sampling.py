@@ -322,7 +322,8 @@ def everything(seed):
     shape = (len(rows), width)
     counts = torch.tensor([[draw.randint(1, 3) * (t < len(row)) for t in range(width)] for row in rows], dtype=torch.int32)
     behind = torch.arange(width) >= torch.tensor([len(row) for row in rows])[:, None]
-    by_token = {name: torch.randn(shape).masked_fill(behind, 0) for name in ("advantages", "old_logprobs", "ref_logprobs")}
+    floats = ("advantages", "old_logprobs", "ref_logprobs", "values", "returns")
+    by_token = {name: torch.randn(shape).masked_fill(behind, 0) for name in floats}
     by_row = {name: torch.rand(len(rows)) for name in ("rewards", "copies", "temperature")}
     return rollouts_of(
         prompts,
@@ -409,7 +410,7 @@ def two_ranks(rewards, max_rounds, gather):
     """What the ranks of one run of two rollouts saw; of each batch of four prompts rank 0 has the even ones."""
     look, figures = Look(), Figures()
     sgd = functools.partial(torch.optim.SGD, lr=0.1)
-    module = GRPO(tiny_spec(gather=gather), Sampler(max_new_tokens=8), Given(rewards), sgd, group_size=2)
+    module = GRPO(tiny_spec(gather=gather), Sampler(max_new_tokens=8), Given(rewards), optimizer=sgd, group_size=2)
     trainer = quiet_trainer(
         Path("."),
         max_steps=2,

@@ -160,7 +160,7 @@ def test_the_gradient_does_not_depend_on_the_ranks_that_share_the_groups(o, coef
 @given(objectives(), COEFS, rollouts(), st.integers(1, 3), st.floats(-3, 3))
 def test_the_gradient_does_not_depend_on_padding(o, coefs, rows, columns, content):
     padded, width = rows.select(list(range(len(rows.prompts)))), rows.mask.shape[1]
-    for name in Rollouts._BY_TOKEN:
+    for name in [name for name in Rollouts._TENSORS if name not in Rollouts._BY_ROW]:
         value = getattr(rows, name)
         if value is not None:
             setattr(padded, name, torch.cat([value, torch.full((len(rows), columns), content).to(value.dtype)], dim=1))

@@ -38,7 +38,9 @@ def build(kind):
     if kind == "sft":
         return SFT(tiny_spec(), functools.partial(torch.optim.AdamW, lr=1e-3), evaluation=evaluation)
     adamw = functools.partial(torch.optim.AdamW, lr=1e-3)
-    return GRPO(tiny_spec(), Sampler(max_new_tokens=6), Thousands(), adamw, evaluation=evaluation, group_size=4, kl_coef=0.1)
+    return GRPO(
+        tiny_spec(), Sampler(max_new_tokens=6), Thousands(), optimizer=adamw, evaluation=evaluation, group_size=4, kl_coef=0.1
+    )
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])

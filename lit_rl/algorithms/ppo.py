@@ -33,6 +33,7 @@ from lit_rl.losses import value_loss
 from lit_rl.objective import Objective
 from lit_rl.policy import Policy
 from lit_rl.policy_gradient import PolicyGradient
+from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.stream import MicroBatch
@@ -48,6 +49,7 @@ class PPO(PolicyGradient):
     Args:
         policy: the model that learns and its tokenizer.
         sampler: how completions are drawn.
+        reward: what they earn; default: 1 for a correct answer, else 0.
         critic: a model of its own for the critic; none: a value head on the policy's trunk.
         critic_lr: the critic's learning rate; none: the optimizer's. Both are groups of one optimizer. At 1e-6 a critic learns
             next to nothing: ten times the policy's rate is usual.
@@ -72,6 +74,7 @@ class PPO(PolicyGradient):
         self,
         policy: PolicySpec,
         sampler: Sampler | None = None,
+        reward: Reward | None = None,
         critic: PolicySpec | None = None,
         critic_lr: float | None = None,
         critic_warmup: int = 0,
@@ -89,7 +92,7 @@ class PPO(PolicyGradient):
         **options: Any,
     ) -> None:
         options |= {"group_size": group_size, "epochs": epochs, "minibatches": minibatches}
-        super().__init__(policy, sampler, objective=objective, **options)
+        super().__init__(policy, sampler, reward, objective=objective, **options)
         self.critic_spec, self.critic_lr, self.critic_warmup = critic, critic_lr, critic_warmup
         self.gamma, self.lam, self.bootstrap, self.whiten = gamma, lam, bootstrap, whiten
         self.value_coef, self.value_clip, self.target_kl = value_coef, value_clip, target_kl
