@@ -165,3 +165,6 @@ if __name__ == "__main__":
         results[f"{name}, resumed"] = stop_and_resume(name, strategy, int(devices), folder)
     if results["sft"].pop("zero"):
         torch.save(results, file)
+    # Together and tidily: a process whose peer has gone first may be aborted on its way out.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

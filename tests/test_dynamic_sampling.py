@@ -485,3 +485,6 @@ if __name__ == "__main__":
     seen = {name: two_ranks(*settings) for name, settings in TWO_RANKS.items()}
     if os.environ["LOCAL_RANK"] == "0":
         torch.save(seen, sys.argv[1])
+    # Together and tidily: a process whose peer has gone first may be aborted on its way out.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
