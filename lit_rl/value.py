@@ -73,23 +73,26 @@ def one_token_more(rollouts: Rollouts) -> Rollouts:
     )
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> float:
-    """``1 - Var(R - V) / Var(R)`` over the tokens that count: 1 for a perfect critic, 0 for a constant one.
+def critic_figures(values: Tensor, returns: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """``values_mean``, ``returns_mean`` and ``explained_variance`` of a rollout, over the tokens that count on all ranks.
+
+    The last is ``1 - Var(R - V) / Var(R)``: 1 for a perfect critic, 0 for a constant one, and where all returns are equal:
+    there is nothing to explain.
 
     Args:
         values: (N, T) of this rank.
         returns: (N, T), what the critic is to expect: at lambda below 1 its own values are part of them.
         mask: (N, T) bool.
         total: sums a tensor over all ranks.
-
-    Returns:
-        The share; 0 where all returns are equal, since there is nothing to explain.
     """
     truth = returns.double() * mask
     rest = truth - values.double() * mask
-    count, *sums = total(
-        torch.stack([mask.sum().double(), rest.sum(), rest.square().sum(), truth.sum(), truth.square().sum()])
-    ).tolist()
-    count = max(count, 1.0)
-    unexplained, variance = (square / count - (first / count) ** 2 for first, square in (sums[:2], sums[2:]))
-    return 1.0 - unexplained / variance if variance > 1e-12 else 0.0
+    sums = [rest.sum(), rest.square().sum(), truth.sum(), truth.square().sum(), mask.sum().double()]
+    *sums, count = total(torch.stack(sums)).tolist()
+    gap, gaps, mean, squares = (each / max(count, 1.0) for each in sums)
+    variance = squares - mean**2
+    return {
+        "values_mean": mean - gap,
+        "returns_mean": mean,
+        "explained_variance": 1.0 - (gaps - gap**2) / variance if variance > 1e-12 else 0.0,
+    }

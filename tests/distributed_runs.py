@@ -68,7 +68,7 @@ RUNS = {
     ),
     "grpo with everything": (everything, {"max_steps": 4}),
     "ppo": (ppo, {"max_steps": 4}),
-    "ppo ending rollouts early": (lambda: ppo(epochs=4, target_kl=3e-4), {"max_steps": 4, "val_check_interval": 8}),
+    "ppo ending rollouts early": (lambda: ppo(epochs=4, target_kl=3e-4), {"max_steps": 6, "val_check_interval": 8}),
     "ppo with a critic warming up": (lambda: ppo(critic_warmup=3), {"max_steps": 4}),
     "ppo with a critic of its own": (lambda: ppo(critic=tiny_spec(), critic_lr=3e-3), {"max_steps": 4}),
     "sft": (sft, {"max_steps": 4}),

@@ -49,9 +49,9 @@ def test_two_processes_resume_to_the_last_bit(two, name):
 
 
 def test_ranks_end_a_rollout_early_together(one, two):
-    """In the second rollout one rank alone would have gone on; the mean of both is what decides."""
+    """In one of these three one rank alone would have gone on; the mean of both is what decides."""
     name = "ppo ending rollouts early"
-    assert two[name]["rollouts"] == one[name]["rollouts"] == 2
+    assert two[name]["rollouts"] == one[name]["rollouts"] == 3
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from lit_rl.algorithms.ppo import token_rewards
 from lit_rl.loading import load_tokenizer
 from lit_rl.losses import value_loss
 from lit_rl.policy import Policy
-from lit_rl.value import ValueHead, explained_variance, load_value_head, one_token_more, save_value_head
+from lit_rl.value import ValueHead, critic_figures, load_value_head, one_token_more, save_value_head
 
 
 def alone(values):
@@ -103,30 +103,41 @@ def test_value_loss_and_its_gradient_are_those_of_the_slow_reference(clip):
     assert torch.equal(clipped, gradient == 0)
 
 
+def explained_variance(*tensors):
+    return critic_figures(*tensors, alone)["explained_variance"]
+
+
 # --- explained variance ------------------------------------------------------------------------------------------
 
 
 def test_explained_variance_by_hand():
     # Returns 0 1 2 3 with variance 1.25; what is left, 0 0.5 0 0.5, has 0.0625: 1 - 0.05
     values, returns = torch.tensor([[0.0, 0.5, 2.0, 2.5]]), torch.tensor([[0.0, 1.0, 2.0, 3.0]])
-    assert explained_variance(values, returns, torch.ones(1, 4).bool(), alone) == pytest.approx(0.95)
+    assert explained_variance(values, returns, torch.ones(1, 4).bool()) == pytest.approx(0.95)
 
 
 def test_explained_variance_is_that_of_the_slow_reference_and_counts_masked_tokens_only():
     values, returns = torch.randn(6, 5), torch.randn(6, 5)
     mask = torch.rand(6, 5) < 0.6
     expected = slow.explained_variance(values[mask].tolist(), returns[mask].tolist())
-    assert explained_variance(values, returns, mask, alone) == pytest.approx(expected, abs=1e-6)
+    assert explained_variance(values, returns, mask) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_constant_critic_explains_nothing_and_the_truth_everything():
     returns, mask = torch.randn(3, 4), torch.ones(3, 4).bool()
-    assert explained_variance(torch.full((3, 4), 7.0), returns, mask, alone) == pytest.approx(0.0, abs=1e-9)
-    assert explained_variance(returns, returns, mask, alone) == pytest.approx(1.0)
+    assert explained_variance(torch.full((3, 4), 7.0), returns, mask) == pytest.approx(0.0, abs=1e-9)
+    assert explained_variance(returns, returns, mask) == pytest.approx(1.0)
+
+
+def test_means_are_over_the_tokens_that_count():
+    values, returns = torch.tensor([[1.0, 9.0], [2.0, 3.0]]), torch.tensor([[0.0, 9.0], [1.0, 2.0]])
+    figures = critic_figures(values, returns, torch.tensor([[True, False], [True, True]]), alone)
+    assert figures["values_mean"] == pytest.approx(2.0)
+    assert figures["returns_mean"] == pytest.approx(1.0)
 
 
 def test_equal_returns_leave_nothing_to_explain():
-    assert explained_variance(torch.randn(2, 2), torch.ones(2, 2), torch.ones(2, 2).bool(), alone) == 0.0
+    assert explained_variance(torch.randn(2, 2), torch.ones(2, 2), torch.ones(2, 2).bool()) == 0.0
 
 
 # --- the head ----------------------------------------------------------------------------------------------------

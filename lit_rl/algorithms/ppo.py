@@ -37,7 +37,7 @@ from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.stream import MicroBatch
-from lit_rl.value import explained_variance, one_token_more
+from lit_rl.value import critic_figures, one_token_more
 
 KL_IN_REWARD = Objective(kl_in="reward", kl_estimator="k1")
 """PPO's usual place for the KL to the reference: at each token in the reward (arXiv 1909.08593, section 2)."""
@@ -170,14 +170,8 @@ class PPO(PolicyGradient):
     def rollout_figures(self, rollouts: Rollouts) -> dict[str, float]:
         assert rollouts.values is not None
         assert rollouts.returns is not None
-        mask, total = rollouts.loss_mask, self.sum_over_ranks
-        sums = torch.stack([(rollouts.values * mask).sum(), (rollouts.returns * mask).sum(), mask.sum()])
-        values, returns, count = total(sums).tolist()
-        return {
-            "critic/values_mean": values / max(count, 1),
-            "critic/returns_mean": returns / max(count, 1),
-            "critic/explained_variance": explained_variance(rollouts.values, rollouts.returns, mask, total),
-        }
+        figures = critic_figures(rollouts.values, rollouts.returns, rollouts.loss_mask, self.sum_over_ranks)
+        return {f"critic/{name}": value for name, value in figures.items()}
 
     # --- a step --------------------------------------------------------------------------------------------------
 
