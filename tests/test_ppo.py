@@ -385,15 +385,6 @@ def test_a_head_learns_at_a_small_rate_under_half_precision(tmp_path):
     assert float((head.weight - before).abs().max()) > 1e-5
 
 
-def test_completions_may_end_where_the_models_positions_do(tmp_path):
-    """The value behind a truncated completion is one of its last token, not of a position that does not exist."""
-    longest = 8  # of the prompts
-    spec = tiny_spec(
-        "gpt2", config={"max_position_embeddings": longest + LIMIT}, attention="eager", gradient_checkpointing=True
-    )
-    fit(tmp_path, ppo(policy=spec, sampler=Sampler(LIMIT, temperature=2.0)), steps=1)
-
-
 def test_dynamic_sampling_needs_completions_to_compare(tmp_path):
     with pytest.raises(ValueError, match=r"write model\.group_size 2 or more"):
         fit(tmp_path, ppo(), callbacks=[DynamicSampling()])

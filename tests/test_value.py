@@ -190,6 +190,17 @@ def test_a_truncated_row_is_asked_for_one_value_more():
     torch.testing.assert_close(behind, slow_values(policy, [4, 5], [6, 7])[-1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_row_may_be_truncated_where_the_models_positions_end(shares):
+    """The value behind its last token is asked for there, and not at a position that does not exist."""
+    policy = critic("gpt2", config={"max_position_embeddings": 4}, gradient_checkpointing=not shares)
+    policy.disable_dropout()
+    policy.packs = False
+    assert policy.shares_prompts == shares
+    longer = one_token_more(rollouts_of(prompts_of([4, 5]), 1, [[6, 7]], truncated=torch.tensor([True])))
+    torch.testing.assert_close(policy.values(longer)[0, 2], slow_values(policy, [4, 5], [6, 7])[-1], rtol=1e-4, atol=1e-5)
+
+
 def test_values_stay_in_full_precision_under_autocast():
     head = ValueHead(4)
     torch.nn.init.ones_(head.weight)
