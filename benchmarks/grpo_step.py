@@ -1,6 +1,7 @@
 """Seconds of a whole GRPO step: sampling, reward, update.
 
     python -m benchmarks.grpo_step --against trl
+    python -m benchmarks.grpo_step --against trl --compile
 
 Both sides train a copy of the same random llama on the same prompts with the same reward, limits, precision and threads. TRL
 generates with transformers' ``generate``, all rows in one batch, and trains without checkpointing and without mixed precision.
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 
 STEPS = 2
-"""Measured steps of a run; one before them is not counted."""
+"""Measured steps of a run; one before them is not counted, with ``--compile`` four."""
 MICRO_BATCHES = 4
 """Of each optimizer step. With one TRL is as fast on W1 and W4 and takes 1.5 and 1.8 times as long on W2 and W3."""
 
@@ -61,10 +63,12 @@ class Clock(pl.Callback):
         self.tokens.append(float(metrics["completions/mean_length"]))
 
 
-def lit_rl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str, float]:
+def lit_rl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool = False) -> dict[str, float]:
     """Train for a few steps; the median step."""
+    torch._dynamo.reset()
+    unmeasured = uncounted(compiled)
     module = GRPO(
-        PolicySpec(pretrained=model),
+        PolicySpec(pretrained=model, compile=compiled),
         Sampler(max_new_tokens=workload.new_tokens),
         Place(),
         group_size=workload.group_size,
@@ -72,19 +76,21 @@ def lit_rl_run(model: str, workload: Workload, end: bool, device: str) -> dict[s
         kl_coef=workload.kl_coef,
     )
     clock = Clock()
-    trainer = bare_trainer(device, STEPS + 1, clock, min(MICRO_BATCHES, workload.prompts))
+    trainer = bare_trainer(device, STEPS + unmeasured, clock, min(MICRO_BATCHES, workload.prompts))
     module.configure_model()
     if not end:
         module.policy.end_tokens = []
-    trainer.fit(module, Prompts(texts(workload, workload.prompts * (STEPS + 1)), workload.prompts))
-    seconds = [after - before for before, after in pairwise(clock.ends)]
-    tokens = statistics.mean(clock.tokens[1:]) * workload.rows
+    trainer.fit(module, Prompts(texts(workload, workload.prompts * (STEPS + unmeasured)), workload.prompts))
+    seconds = [after - before for before, after in pairwise(clock.ends)][-STEPS:]
+    tokens = statistics.mean(clock.tokens[-STEPS:]) * workload.rows
     step = statistics.median(seconds)
-    return {"seconds": step, "rollout_seconds": statistics.median(clock.parts[1:]), "tokens_per_second": tokens / step}
+    return {"seconds": step, "rollout_seconds": statistics.median(clock.parts[-STEPS:]), "tokens_per_second": tokens / step}
 
 
-def trl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str, float]:
+def trl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool = False) -> dict[str, float]:
     """The same by TRL."""
+    torch._dynamo.reset()
+    steps = STEPS + uncounted(compiled)
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -106,12 +112,13 @@ def trl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str,
         gradient_accumulation_steps=min(MICRO_BATCHES, workload.prompts),
         num_generations=workload.group_size,
         max_completion_length=workload.new_tokens,
-        max_steps=STEPS + 1,
+        max_steps=steps,
         beta=workload.kl_coef,
         epsilon_high=0.28,
         learning_rate=1e-6,
         lr_scheduler_type="constant",
         gradient_checkpointing=False,
+        torch_compile=compiled,
         bf16=False,
         use_cpu=device == "cpu",
         report_to="none",
@@ -124,7 +131,7 @@ def trl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str,
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         reward_funcs=place,
         args=options,
-        train_dataset=Dataset.from_dict({"prompt": texts(workload, workload.prompts * (STEPS + 1))}),
+        train_dataset=Dataset.from_dict({"prompt": texts(workload, workload.prompts * steps)}),
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
         callbacks=[StepClock()],
     )
@@ -132,22 +139,29 @@ def trl_run(model: str, workload: Workload, end: bool, device: str) -> dict[str,
         trainer.generation_config.eos_token_id = trainer.model.generation_config.eos_token_id = None
         trainer.eos_token_ids = [-1]
     trainer.train()
-    step = statistics.median(after - before for before, after in pairwise(ends))
-    return {"seconds": step, "tokens_per_second": statistics.mean(tokens[1:]) / step}
+    step = statistics.median([after - before for before, after in pairwise(ends)][-STEPS:])
+    return {"seconds": step, "tokens_per_second": statistics.mean(tokens[-STEPS:]) / step}
+
+
+def uncounted(compiled: bool) -> int:
+    """Steps before the measured ones: shapes that are met for the second time are compiled once more."""
+    return 4 if compiled else 1
 
 
 def main() -> None:
-    args = arguments(str(__doc__), ["trl"], list(WORKLOADS))
+    args = arguments(str(__doc__), ["trl"], list(WORKLOADS), compiles=True)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
         model = save_model(Path(folder))
         for name in args.workloads:
             for end in (True, False):
                 workload = WORKLOADS[name]
-                sides = {"lit_rl": lambda w=workload, e=end: lit_rl_run(model, w, e, args.device)}
+                sides = {"lit_rl": partial(lit_rl_run, model, workload, end, args.device, args.compile)}
                 if args.against:
-                    sides["trl"] = lambda w=workload, e=end: trl_run(model, w, e, args.device)
-                report("grpo_step", name, alternate(sides, args.runs), end_token=end, runs=args.runs, device=args.device)
+                    sides["trl"] = partial(trl_run, model, workload, end, args.device, args.compile)
+                medians = alternate(sides, args.runs)
+                more = {"end_token": end, "compile": args.compile, "runs": args.runs, "device": args.device}
+                report("grpo_step", name, medians, **more)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 
-def arguments(description: str, peers: list[str], workloads: list[str]) -> argparse.Namespace:
+def arguments(description: str, peers: list[str], workloads: list[str], compiles: bool = False) -> argparse.Namespace:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--against", choices=peers, help="measure the peer too, in turns")
@@ -20,6 +20,8 @@ def arguments(description: str, peers: list[str], workloads: list[str]) -> argpa
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of either side")
+    if compiles:
+        parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args

@@ -32,7 +32,8 @@ def attend(
     if isinstance(key, SharedLayer):
         return key.attend(query, options["scaling"]), None
     if query.shape[2] == 1 and query.device.type == "cpu" and attention_mask is not None and not torch.is_grad_enabled():
-        return _decode(query, key, value, attention_mask, options["scaling"]), None
+        decode = _decode_op if torch.compiler.is_compiling() else _decode
+        return decode(query, key, value, attention_mask, options["scaling"]), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -48,6 +49,18 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: 
     scores = (grouped @ keys.transpose(-1, -2)).float()
     weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1).to(values.dtype)
     return (weights @ values).view(rows, 1, heads, -1)
+
+
+@torch.library.custom_op("lit_rl::decode_attention", mutates_args=())
+def _decode_op(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """`_decode` as one operation: the compiler would make loops of its products, which take longer."""
+    return _decode(query, keys, values, mask, scaling)
+
+
+@_decode_op.register_fake
+def _decode_shape(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    rows, heads, _, size = query.shape
+    return query.new_empty(rows, 1, heads, size)
 
 
 AttentionInterface.register(NAME, attend)

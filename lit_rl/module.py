@@ -20,6 +20,7 @@ from lit_rl.checks import check_equal_work, check_intervals, check_same_model, c
 from lit_rl.evaluation import Evaluation
 from lit_rl.loading import PolicySpec, load_tokenizer
 from lit_rl.plan import BatchPlan
+from lit_rl.compiling import compile_policy
 from lit_rl.policy import Policy
 from lit_rl.policy_check import check_policy
 from lit_rl.randomness import generator_state, seeded, set_generator_state
@@ -102,6 +103,9 @@ class PolicyModule(pl.LightningModule):
             self.policy = Policy(self.policy_spec, self.tokenizer)
         check_policy(self.policy)
         self.configure_policy()
+        for policy in self.policies():
+            if policy.spec.compile:
+                compile_policy(policy, decoding=self.device_mesh is None)
         if self.device_mesh is not None:
             for policy in self.policies():
                 shard(policy, self.device_mesh)

@@ -17,6 +17,68 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 
+WORTH = 0.2
+"""Share of attention's work that must be saved before short and long sequences are laid out apart."""
+
+
+class Grid:
+    """Some of the sequences beside each other, padded behind to their longest.
+
+    Args:
+        numbers: (n) which sequences.
+        starts: (N) the place of each sequence's first token.
+        lengths: (N) tokens of each sequence.
+        before: (N) tokens of its prompt; None for sequences that continue none.
+        longest: tokens of the longest prompt of all.
+        owner: (N) which prompt each continues.
+    """
+
+    def __init__(
+        self,
+        numbers: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        before: Tensor | None = None,
+        longest: int = 0,
+        owner: Tensor | None = None,
+    ) -> None:
+        place = torch.arange(int(lengths[numbers].max()) if len(numbers) else 0, device=lengths.device)
+        self.filled = place < lengths[numbers, None]  # (n, T) bool
+        self.cells = (starts[numbers, None] + place).masked_fill(~self.filled, 0)  # (n, T) places in the packed sequence
+        self.before = None if before is None else before[numbers]
+        self.owner = None if owner is None else owner[numbers]
+        self.longest = longest
+        # Made here for all layers: what a compiled layer finds made or missing, it would be compiled for twice.
+        self._masks = {0: None if before is None else self._row_mask(0)}
+
+    def mask(self, window: int) -> Tensor | None:
+        """What each token attends to, ``window`` tokens at most, 0 for no limit: (n, 1, T, L + T) bool for rows behind prompts,
+        (T, T) for prompts, None where plain causal attention does."""
+        if window not in self._masks:
+            self._masks[window] = self._prompt_mask(window) if self.before is None else self._row_mask(window)
+        return self._masks[window]
+
+    def _prompt_mask(self, window: int) -> Tensor | None:
+        width = self.cells.shape[1]
+        if window >= width:
+            return None
+        place = torch.arange(width, device=self.cells.device)
+        distance = place[:, None] - place
+        return (distance >= 0) & (distance < window)
+
+    def _row_mask(self, window: int) -> Tensor:
+        assert self.before is not None
+        width, device = self.cells.shape[1], self.cells.device
+        before = self.before[:, None, None]
+        place, columns = torch.arange(width, device=device), torch.arange(self.longest, device=device)
+        mask = pad((columns < before).expand(-1, width, -1), (0, width))
+        mask[:, :, self.longest :] = place[:, None] >= place
+        if window:
+            key = torch.cat([columns.expand(len(before), -1), self.before[:, None] + place], dim=1)
+            mask &= before + place[:, None] - key[:, None] < window
+        return mask[:, None]
+
+
 class Packed:
     """Tokens of P prompts, each once, then those of N rows that continue them; rows may be none.
 
@@ -29,64 +91,50 @@ class Packed:
     """
 
     def __init__(self, prompt_ids: Tensor, prompt_mask: Tensor, row_ids: Tensor, row_lengths: Tensor, owner: Tensor) -> None:
-        device = prompt_ids.device
-        self.lengths = prompt_mask.sum(1)
-        width = int(row_lengths.max()) if len(row_lengths) else 0
-        row_mask = torch.arange(width, device=device) < row_lengths[:, None]
+        lengths, device = prompt_mask.sum(1), prompt_mask.device
+        longest, count = int(lengths.max()), int(lengths.sum())
+        starts, row_starts = lengths.cumsum(0) - lengths, row_lengths.cumsum(0) - row_lengths + count
+        every_prompt = Grid(torch.arange(len(lengths), device=device), starts, lengths)
+        every_row = Grid(torch.arange(len(owner), device=device), row_starts, row_lengths)
+        self.prompts, self.rows = every_prompt.cells, every_row.cells  # (P, L) and (N, T) places, 0 where there is padding
+        self.last_of_prompts = lengths.cumsum(0) - 1  # (P) places
+
         own_positions = prompt_mask.long().cumsum(1) - 1
-        row_positions = self.lengths[owner, None] + torch.arange(width, device=device)
-        self.ids = torch.cat([prompt_ids[prompt_mask], row_ids[:, :width][row_mask]])[None]
-        self.positions = torch.cat([own_positions[prompt_mask], row_positions[row_mask]])[None]
-        # Rows of the layout are aligned on the left: padding is behind, where causal attention never looks.
-        longest = int(self.lengths.max())
-        prompt_grid = torch.arange(longest, device=device) < self.lengths[:, None]
-        self.prompts = _numbers(prompt_grid, 0)  # (P, L) places in the sequence, 0 where there is padding
-        self.rows = _numbers(row_mask, int(self.lengths.sum()))  # (N, T)
-        self.owner = owner
-        grid = torch.cat([prompt_grid.flatten(), row_mask.flatten()])
-        self.back = grid.nonzero()[:, 0]  # (M) each token's place in the flattened prompts, then rows
-        self._cells = torch.cat([self.prompts.flatten(), self.rows.flatten()])
-        self._masks: dict[int, Tensor] = {}
+        row_positions = lengths[owner, None] + torch.arange(self.rows.shape[1], device=device)
+        row_ids = row_ids[:, : self.rows.shape[1]]
+        self.ids = torch.cat([prompt_ids[prompt_mask], row_ids[every_row.filled]])[None]
+        self.positions = torch.cat([own_positions[prompt_mask], row_positions[every_row.filled]])[None]
 
-    @property
-    def last_of_prompts(self) -> Tensor:
-        """(P) the place of each prompt's last token."""
-        return self.lengths.cumsum(0) - 1
+        # Rows find the keys of their prompts in the first grid; where there are none, prompts may be apart too.
+        alone = not self.rows.numel()
+        self.grids = [Grid(part, starts, lengths) for part in _parts(lengths, 0)] if alone else [every_prompt]
+        if not alone:
+            before = lengths[owner]
+            self.grids += [Grid(part, row_starts, row_lengths, before, longest, owner) for part in _parts(row_lengths, longest)]
+        self._cells = torch.cat([grid.cells.flatten() for grid in self.grids])
+        filled = torch.cat([grid.filled.flatten() for grid in self.grids]).nonzero()[:, 0]
+        self.back = torch.empty_like(filled).index_copy(0, self._cells[filled], filled)  # (M) each token's place in the grids
 
-    def unpack(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, H, D) of the sequence -> (P, L, H, D) of the prompts and (N, T, H, D) of the rows."""
-        grid = _Unpack.apply(values, self._cells, self.back)
-        prompts, rows = grid.split([self.prompts.numel(), self.rows.numel()])
-        return prompts.view(*self.prompts.shape, *values.shape[1:]), rows.view(*self.rows.shape, *values.shape[1:])
-
-    def row_mask(self, window: int) -> Tensor:
-        """(N, 1, T, L + T) bool: what each token of a row attends to; ``window`` tokens at most, 0 for no limit."""
-        if window not in self._masks:
-            (_, longest), width, device = self.prompts.shape, self.rows.shape[1], self.rows.device
-            before = self.lengths[self.owner][:, None, None]
-            place = torch.arange(width, device=device)
-            columns = torch.arange(longest, device=device)
-            mask = pad((columns < before).expand(-1, width, -1), (0, width))
-            mask[:, :, longest:] = place[:, None] >= place
-            if window:
-                key = torch.cat([columns.expand(len(self.owner), -1), self.lengths[self.owner, None] + place], dim=1)
-                mask &= before + place[:, None] - key[:, None] < window
-            self._masks[window] = mask[:, None]
-        return self._masks[window]
-
-    def prompt_mask(self, window: int) -> Tensor | None:
-        """(L, L) bool with a window, None where plain causal attention does."""
-        longest = self.prompts.shape[1]
-        if not window or window >= longest:
-            return None
-        place = torch.arange(longest, device=self.prompts.device)
-        distance = place[:, None] - place
-        return (distance >= 0) & (distance < window)
+    def unpack(self, values: Tensor) -> list[Tensor]:
+        """(M, H, D) of the sequence -> (n, T, H, D) of each grid."""
+        flat = _Unpack.apply(values, self._cells, self.back)
+        parts = flat.split([grid.cells.numel() for grid in self.grids])
+        return [part.view(*grid.cells.shape, *values.shape[1:]) for grid, part in zip(self.grids, parts, strict=True)]
 
 
-def _numbers(grid: Tensor, start: int) -> Tensor:
-    """Places of a grid's True cells in row-major order, from ``start`` on; 0 elsewhere."""
-    return ((grid.flatten().long().cumsum(0) - 1 + start).view(grid.shape)).masked_fill(~grid, 0)
+def _parts(lengths: Tensor, before: int) -> list[Tensor]:
+    """Numbers of the sequences that are laid out together: all that have tokens, or the shorter and the longer ones apart.
+
+    Attention works through ``T (before + T)`` pairs for each sequence, T being the longest beside it.
+    """
+    lengths, order = lengths.sort(stable=True)
+    empty = int((lengths == 0).sum())
+    lengths, order = lengths[empty:], order[empty:]
+    count, pairs = torch.arange(1, len(order) + 1, device=order.device), lengths * (before + lengths)
+    apart = count * pairs + (len(order) - count) * pairs[-1]
+    least, cut = apart.min(0)
+    together = len(order) * pairs[-1]
+    return [order] if least > (1 - WORTH) * together else [order[: int(cut) + 1], order[int(cut) + 1 :]]
 
 
 class _Unpack(torch.autograd.Function):
@@ -121,16 +169,14 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float, window: int, dropout: float = 0.0
 ) -> Tensor:
     """Attention of a packed sequence: (1, Hq, M, D) queries, (1, Hkv, M, D) keys and values -> (1, M, Hq, D)."""
-    grids = [packed.unpack(state[0].transpose(0, 1)) for state in (query, key, value)]  # prompts and rows, heads last
-    (prompt_q, row_q), (prompt_k, row_k), (prompt_v, row_v) = grids
-    mask = packed.prompt_mask(window)
-    out = [_rows(prompt_q, prompt_k.transpose(1, 2), prompt_v.transpose(1, 2), mask, scaling, dropout)]
-    if packed.rows.numel():
-        keys, values = (
-            torch.cat([prompt.transpose(1, 2).index_select(0, packed.owner), row.transpose(1, 2)], dim=2)
-            for prompt, row in ((prompt_k, row_k), (prompt_v, row_v))
-        )
-        out.append(_rows(row_q, keys, values, packed.row_mask(window), scaling, dropout))
+    queries, keys, values = (packed.unpack(state[0].transpose(0, 1)) for state in (query, key, value))
+    prompts = keys[0].transpose(1, 2), values[0].transpose(1, 2)  # of the first grid, (P, Hkv, L, D)
+    out = []
+    for grid, grid_query, *own in zip(packed.grids, queries, keys, values, strict=True):
+        own = [state.transpose(1, 2) for state in own]
+        if grid.owner is not None:
+            own = [torch.cat([state.index_select(0, grid.owner), row], dim=2) for state, row in zip(prompts, own, strict=True)]
+        out.append(_rows(grid_query, *own, grid.mask(window), scaling, dropout))
     return _Pack.apply(torch.cat(out), packed.back)[None]
 
 

@@ -51,6 +51,7 @@ class Policy(nn.Module):
         self.shares_prompts = not spec.gradient_checkpointing and not linear
         # Found out by `check_policy`: whether sampling may hold a prompt's keys once per group, and whether rows can be packed.
         self.shares_keys = self.packs = False
+        self.compiled_step: Callable[..., Tensor] | None = None  # `step`, where `compile_policy` was asked for it
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Move and cast, but keep the precision of buffers that are no weights: in bfloat16 rotary angles drift."""
@@ -100,7 +101,8 @@ class Policy(nn.Module):
     def prefill(self, prompts: PromptBatch) -> tuple[Tensor, DynamicCache]:
         """Next-token logits (P, V) of every prompt, and the cache of its keys and values."""
         cache = DynamicCache(config=self.causal_lm.config)
-        hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)
+        with torch.compiler.set_stance("force_eager"):
+            hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)
         return self._logits(hidden[:, -1]), cache
 
     def decode(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
@@ -114,8 +116,16 @@ class Policy(nn.Module):
         """
         # With a window or a convolution transformers must make its own masks from this one; otherwise it is the mask.
         plain = self.shares_keys and all(isinstance(layer, RoomyLayer) for layer in cache.layers)
-        hidden = self._trunk(tokens[:, None], mask[:, None, None] if plain else mask, positions[:, None], cache)
-        return self._logits(hidden[:, -1])
+        mask = mask[:, None, None] if plain else mask
+        kinds = {type(layer) for layer in cache.layers}
+        if self.compiled_step is not None and kinds == {RoomyLayer} and len(tokens) > 1:  # one row would be compiled anew
+            return self.compiled_step(tokens, mask, positions, cache)
+        with torch.compiler.set_stance("force_eager"):
+            return self.step(tokens, mask, positions, cache)
+
+    def step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """`decode` with the mask as the model wants it."""
+        return self._logits(self._trunk(tokens[:, None], mask, positions[:, None], cache)[:, -1])
 
     def score(self, rollouts: Rollouts, entropy_grad: bool = False, details: bool = True) -> TokenScores:
         """Score the sampled tokens under this policy, at their sampling temperature and support: each (N, T).

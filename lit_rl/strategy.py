@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from lit_rl.compiling import decoder_layers
 from lit_rl.policy import Policy
 
 
@@ -43,10 +44,8 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     data_mesh = mesh["data_parallel"]
-    names = policy.causal_lm._no_split_modules or set()
-    for module in policy.modules():
-        if type(module).__name__ in names:
-            fully_shard(module, mesh=data_mesh)
+    for layer in decoder_layers(policy):
+        fully_shard(layer, mesh=data_mesh)
     if policy.value_head is not None:
         fully_shard(policy.value_head, mesh=data_mesh)  # by itself: it is in a precision of its own
     fully_shard(policy, mesh=data_mesh)

@@ -15,6 +15,7 @@ LAYERS = [
         "packing",
         "value",
         "attention",
+        "compiling",
         "policy",
         "policy_check",
         "critic",

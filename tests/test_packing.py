@@ -9,7 +9,7 @@ from test_types import rollouts_of
 
 from lit_rl.export import export_policy, whole_weights
 from lit_rl.loading import LoRASpec, load_tokenizer
-from lit_rl.packing import Packed
+from lit_rl.packing import Packed, _parts
 from lit_rl.policy import Policy
 from lit_rl.policy_check import check_policy
 from lit_rl.rollouts import Rollouts
@@ -175,9 +175,41 @@ def test_the_layout_of_two_prompts_and_three_rows():
     assert packed.last_of_prompts.tolist() == [1, 2]
     assert packed.prompts.tolist() == [[0, 1], [2, 0]]
     assert packed.rows.tolist() == [[3, 4], [0, 0], [5, 0]]
+    # Rows of unequal length are apart, the shorter one first; a row without tokens is in no grid.
+    prompts, short, long = packed.grids
+    assert [grid.cells.tolist() for grid in (prompts, short, long)] == [[[0, 1], [2, 0]], [[5]], [[3, 4]]]
     # The first row: its prompt's two tokens and, causally, its own.
-    assert packed.row_mask(0)[0, 0].tolist() == [[True, True, True, False], [True, True, True, True]]
+    assert long.mask(0)[0, 0].tolist() == [[True, True, True, False], [True, True, True, True]]
     # The third: its prompt's only token, not the padding behind it.
-    assert packed.row_mask(0)[2, 0, 0].tolist() == [True, False, True, False]
+    assert short.mask(0)[0, 0].tolist() == [[True, False, True]]
     # A window of two: 9 at place 3 sees places 2 and 3.
-    assert packed.row_mask(2)[0, 0, 1].tolist() == [False, False, True, True]
+    assert long.mask(2)[0, 0, 1].tolist() == [False, False, True, True]
+    # Cells of the three grids in a row: prompts 0 to 3, the short row 4, the long one 5 and 6.
+    assert packed.back.tolist() == [0, 1, 2, 5, 6, 4]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "before", "parts"),
+    [
+        ([4, 4, 4], 0, [[0, 1, 2]]),
+        ([4, 0, 4], 0, [[0, 2]]),
+        # Apart 1 + 1 + 16 pairs in place of 48.
+        ([1, 4, 1], 0, [[0, 2], [1]]),
+        # Behind a prompt of 96: 2 x 1 x 97 + 4 x 100 = 594 in place of 1,200, but 2 x 3 x 99 + 4 x 100 = 994.
+        ([1, 4, 1], 96, [[0, 2], [1]]),
+        ([3, 4, 3], 96, [[0, 1, 2]]),
+        # 2 x 25 + 100 = 150 is less than 1 + 2 x 100 = 201.
+        ([10, 1, 5], 0, [[1, 2], [0]]),
+    ],
+)
+def test_short_and_long_sequences_are_apart_where_that_saves_a_fifth(lengths, before, parts):
+    found = _parts(torch.tensor(lengths), before)
+    assert [sorted(part.tolist()) for part in found] == [sorted(part) for part in parts]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_rows_that_are_laid_out_apart_are_scored_as_padded_ones(model_type):
+    policy, rows = policy_of(model_type), rollouts_of(prompts(), 2, [*ROWS[:-1], [5, 6, 7] * 8])
+    packed = policy.score(rows)
+    policy.packs = False
+    assert torch.allclose(packed.logprobs, policy.score(rows).logprobs, atol=1e-9)

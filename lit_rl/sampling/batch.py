@@ -31,6 +31,8 @@ class DecodingBatch:
     """(n) tokens that each row has."""
     open: Tensor
     """(n) bool, False where a row is finished and has not left yet."""
+    num_open: int
+    """How many are open."""
     tokens: Tensor
     """(n) each row's last token."""
     logits: Tensor
@@ -53,19 +55,19 @@ class DecodingBatch:
         self.groups: Groups | None = None
         self.in_step = policy.spec.gather == "layer" and torch.distributed.is_initialized()
         self.rows = self.open = torch.zeros(0, device=prompts.ids.device)
+        self.num_open = 0
 
     def anything_left(self) -> bool:
         """Whether a row is open here, or on any rank where all must run the same number of forwards."""
-        return self._on_any_rank(bool(self.open.any()))
+        return self._on_any_rank(self.num_open > 0)
 
     def admit(self) -> None:
         """Let waiting prompts in, once a quarter of the places is free: each time the whole cache is copied."""
         left = len(self.prompts) - self.waiting
-        open_rows = int(self.open.sum())
-        free = self.capacity - -(-open_rows // self.group_size)
-        wants = min(free, left) > 0 and (open_rows == 0 or free >= min(self.capacity / 4, left))
+        free = self.capacity - -(-self.num_open // self.group_size)
+        wants = min(free, left) > 0 and (self.num_open == 0 or free >= min(self.capacity / 4, left))
         if wants:
-            self._enter(list(range(self.waiting, self.waiting + min(free, left))), join=open_rows > 0)
+            self._enter(list(range(self.waiting, self.waiting + min(free, left))), join=self.num_open > 0)
         if self.in_step and self._on_any_rank(wants) and not wants:
             self.policy.prefill(self.prompts.select([0]))  # for its collectives
 
@@ -73,16 +75,17 @@ class DecodingBatch:
         """Each row's next token, and whether it is an end."""
         self.tokens, self.taken = tokens, self.taken + self.open.long()
         self.open = self.open & ~ended & (self.taken < self.limit)
+        self.num_open = int(self.open.sum())
 
     def drop_finished(self) -> None:
         """Finished rows leave together, once they are a share of the batch that is worth the copying."""
-        closed = int((~self.open).sum())
-        if closed < len(self.open) and closed * (8 if self.shared else 32) >= len(self.open):
+        closed = len(self.open) - self.num_open
+        if self.num_open and closed * (8 if self.shared else 32) >= len(self.open):
             self._drop()
 
     def advance(self) -> None:
         """Run the tokens taken last, for the logits of the next ones."""
-        if not self._on_any_rank(bool(self.open.any())):
+        if not self._on_any_rank(self.num_open > 0):
             return
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         positions = self.lengths + self.taken - 1
@@ -91,7 +94,7 @@ class DecodingBatch:
         self.logits = self.policy.decode(self.tokens, self.mask, positions, self.cache)
 
     def _drop(self) -> None:
-        if bool(self.open.all()):
+        if self.num_open == len(self.open):
             return
         stay = self.open.nonzero()[:, 0] if self.shared else _fill_holes(self.open)
         select_cache(self.cache, stay)
@@ -136,6 +139,7 @@ class DecodingBatch:
         self.mask = mask
         for name, value in fresh.items():
             setattr(self, name, value)
+        self.num_open = int(self.open.sum())
 
     def _join(self, cache: DynamicCache, groups: Groups | None) -> None:
         self._drop()

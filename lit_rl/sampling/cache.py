@@ -119,7 +119,7 @@ def _with_room(state: Tensor, room: int) -> Tensor:
     rows, heads, width, size = state.shape
     buffer = state.new_empty(rows, heads, width + room, size)
     buffer[:, :, :width] = state
-    return buffer
+    return buffer[:]  # a view, as it is after rows have left: a compiled step tells them apart
 
 
 def align_right(first: Tensor, second: Tensor) -> Tensor:

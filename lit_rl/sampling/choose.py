@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_rl.logprobs import distribution, entropy
+from lit_rl.logprobs import distribution
 
 NUCLEUS = 256
 """Tokens that are sorted first to find a nucleus; eight times as many where it is larger."""
@@ -27,27 +27,24 @@ class Choice(NamedTuple):
     kept: Tensor | None
 
 
-def choose(logits: Tensor, temperature: Tensor | None, top_k: int, top_p: float, uniform: Tensor) -> Choice:
+def choose(logits: Tensor, temperature: Tensor | None, top_k: int, top_p: float, uniform: Tensor | None) -> Choice:
     """Draw one token per row.
 
     Args:
         logits: (n, V).
-        temperature: (n), divides the logits; None takes the most likely token, whose log-probability is then untempered.
+        temperature: (n), divides the logits; None for 1.
         top_k: keep the k most likely tokens (and those that tie with the last); 0 keeps all.
         top_p: keep the most likely tokens up to the one that carries their mass to top_p or over it (and those that tie with
             it); 1 keeps all.
-        uniform: (n) float32 in [0, 1).
+        uniform: (n) float32 in [0, 1); None takes the most likely token.
     """
-    if temperature is None:
-        logp = distribution(logits)
-        tokens = logp.argmax(-1)
-        return Choice(tokens, _at(logp, tokens), entropy(logp), None)
     logp = distribution(logits, temperature)
-    kept = kept_tokens(logp, top_k, top_p)
+    kept = None if uniform is None else kept_tokens(logp, top_k, top_p)
     if kept is not None:
         logp = distribution(logits, temperature, kept)
-    tokens = invert(logp.exp(), uniform)
-    return Choice(tokens, _at(logp, tokens), entropy(logp), kept)
+    chances = logp.exp()
+    tokens = logp.argmax(-1) if uniform is None else invert(chances, uniform)
+    return Choice(tokens, _at(logp, tokens), torch.special.entr(chances).sum(-1), kept)
 
 
 def kept_tokens(logp: Tensor, top_k: int, top_p: float) -> Tensor | None:
@@ -84,7 +81,8 @@ def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     threshold = torch.minimum(uniform.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
     # A parallel sum may move by a rounding where it should stand still; no token outside the support may come of that.
-    return torch.where(_at(probabilities, tokens) > 0, tokens, probabilities.argmax(-1))
+    impossible = _at(probabilities, tokens) <= 0
+    return torch.where(impossible, probabilities.argmax(-1), tokens) if bool(impossible.any()) else tokens
 
 
 def _at(logp: Tensor, tokens: Tensor) -> Tensor:

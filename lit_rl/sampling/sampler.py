@@ -78,19 +78,19 @@ class Sampler:
         device = prompts.ids.device
         uniforms = draw_uniforms(key, prompts.numbers, group_size, self.max_new_tokens).to(device)
         heat = self._temperatures(group_size).repeat(len(prompts)).to(device)
-        greedy = bool((heat == 0).any())
+        greedy, plain = bool((heat == 0).any()), bool((heat == 1).all())
         ends = torch.tensor(policy.end_tokens, device=device)
-        record = _Record(len(prompts) * group_size, self.max_new_tokens, device)
+        record = _Record(len(prompts) * group_size, self.max_new_tokens)
         batch = DecodingBatch(policy, prompts, group_size, self.max_new_tokens, self.max_rows)
         batch.admit()
         while batch.anything_left():
             rows, taken = batch.rows, batch.taken
             choice = choose(
                 batch.logits,
-                None if greedy else heat[rows],
+                None if greedy or plain else heat[rows],
                 self.top_k,
                 self.top_p,
-                uniforms[rows, taken.clamp(max=self.max_new_tokens - 1)],
+                None if greedy else uniforms[rows, taken.clamp(max=self.max_new_tokens - 1)],
             )
             ended = torch.isin(choice.tokens, ends)
             record.write(rows, taken, batch.open, choice, ended)
@@ -131,40 +131,39 @@ def draw_uniforms(key: SampleKey, numbers: list[int], group_size: int, length: i
 class _Record:
     """What was sampled, by row of the rollout, however the rows of the batch were dropped on the way."""
 
-    def __init__(self, rows: int, width: int, device: torch.device) -> None:
-        self.tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(rows, width, dtype=torch.float32, device=device)
-        self.entropies = torch.zeros(rows, width, dtype=torch.float32, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.kept: list[tuple[Tensor, Tensor]] = []  # per step: rows, and the ids that each of them kept
+    def __init__(self, rows: int, width: int) -> None:
+        self.rows, self.width = rows, width
+        self.steps: list[tuple[Tensor, ...]] = []  # place in the flattened rollout, token, log-probability, entropy, end
+        self.kept: list[tuple[Tensor, Tensor]] = []  # place, and an id that was kept there
 
     def write(self, rows: Tensor, taken: Tensor, open_: Tensor, choice: Choice, ended: Tensor) -> None:
         """One more token of each open row, behind the ``taken`` ones that it has."""
-        if not bool(open_.all()):
-            rows, taken, ended = rows[open_], taken[open_], ended[open_]
-            choice = Choice(*(None if value is None else value[open_] for value in choice))  # type: ignore[arg-type]
-        self.tokens[rows, taken] = choice.tokens
-        self.logprobs[rows, taken] = choice.logprobs.float()
-        self.entropies[rows, taken] = choice.entropies.float()
-        self.lengths[rows] = taken + 1
-        self.ended[rows] = ended
+        # A closed row's token goes to a place behind all others, which is cut off in the end.
+        places = torch.where(open_, rows * self.width + taken, self.rows * self.width)
+        self.steps.append((places, choice.tokens, choice.logprobs.float(), choice.entropies.float(), ended))
         if choice.kept is not None:
-            place, ids = choice.kept.nonzero(as_tuple=True)
-            self.kept.append(((rows * self.tokens.shape[1] + taken)[place], ids.int()))
+            place, ids = (choice.kept & open_[:, None]).nonzero(as_tuple=True)
+            self.kept.append((places[place], ids.int()))
 
     def rollouts(self, prompts: PromptBatch, group_size: int, temperature: Tensor) -> Rollouts:
-        width = int(self.lengths.max())
-        heat = temperature.masked_fill(temperature == 0, 1.0)  # greedy tokens have their untempered log-probability
+        places, tokens, logprobs, entropies, ended = (torch.cat(column) for column in zip(*self.steps, strict=True))
+        rows, longest = self.rows, self.width
+        lengths = places.bincount(minlength=rows * longest + 1)[:-1].view(rows, longest).sum(1)
+        width = int(lengths.max())
+
+        def table(values: Tensor) -> Tensor:
+            flat = values.new_zeros(rows * longest + 1).index_copy(0, places, values)
+            return flat[:-1].view(rows, longest)[:, :width].clone()
+
         return Rollouts(
             prompts,
             group_size,
-            completion_ids=self.tokens[:, :width].clone(),
-            lengths=self.lengths,
-            truncated=~self.ended,
-            logprobs=self.logprobs[:, :width].clone(),
-            entropies=self.entropies[:, :width].clone(),
-            temperature=heat,
+            completion_ids=table(tokens),
+            lengths=lengths,
+            truncated=~table(ended).any(1),
+            logprobs=table(logprobs),
+            entropies=table(entropies),
+            temperature=temperature.masked_fill(temperature == 0, 1.0),  # greedy log-probabilities are untempered
             support=self._support(width),
         )
 
@@ -174,5 +173,5 @@ class _Record:
         places = torch.cat([place for place, _ in self.kept])
         order = places.argsort(stable=True)  # from step by step to row by row
         ids = torch.cat([ids for _, ids in self.kept])[order]
-        counts = places.bincount(minlength=self.tokens.numel()).view(self.tokens.shape)
+        counts = places.bincount(minlength=self.rows * self.width).view(self.rows, self.width)
         return Support(ids, counts[:, :width].int())
