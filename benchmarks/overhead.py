@@ -1,10 +1,11 @@
-"""What Lightning costs: a GRPO step of the Trainer (loop, logging to a file, progress bar, callbacks) against a bare loop.
+"""What Lightning costs: a GRPO step of the Trainer (loop, logging to a file, progress bar, callbacks) against bare loops.
 
     MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=2147483648 python -m benchmarks.overhead
 
-Both sides call the same sampler, reward, advantages, forward, loss and optimizer on the same prompts; the bare one has no
-Trainer, no log and no figures. ``overhead`` is the share by which the Trainer's median step is longer. The two variables let
-glibc keep the memory that a step frees: whether it returns it depends on what is held elsewhere, and costs up to a tenth.
+All sides do the same work on the same prompts: ``bare`` calls the module's own stream and training step, figures included, in
+a loop without Trainer, log and callbacks; ``plain`` leaves the figures out too. ``overhead/<side>`` is the share by which the
+Trainer's median step is longer. The two variables let glibc keep the memory that a step frees: whether it returns it depends
+on what is held elsewhere, and costs up to a tenth.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 import time
 import warnings
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -24,7 +25,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from benchmarks.grpo_step import Clock, Place
-from benchmarks.timing import alternate, arguments, report
+from benchmarks.timing import alternate, arguments, bare_trainer, report
 from benchmarks.workloads import WORKLOADS, Prompts, Workload, save_model, texts
 from lit_rl.advantages import group_advantages
 from lit_rl.aggregation import token_weights
@@ -67,13 +68,32 @@ def trainer_run(model: str, workload: Workload, device: str) -> dict[str, float]
 
 
 def bare_run(model: str, workload: Workload, device: str) -> dict[str, float]:
-    """The same work in a loop of its own."""
+    """The same stream, training step and figures in a loop of its own: no hooks, no log, no bar."""
+    module, data = build(model, workload)
+    module.to(device).train()
+    module.trainer = data.trainer = bare_trainer(device, STEPS + 1, Clock())  # is asked for ranks, precision and module
+    module.trainer.strategy.connect(module)
+    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    optimizer = torch.optim.AdamW(module.policy.parameters(), lr=1e-6, weight_decay=0.0)
+    seconds, start = [], time.perf_counter()
+    for number, batch in enumerate(islice(data.train_dataloader(), STEPS + 1)):
+        module.training_step(batch.to(device), number).backward()
+        torch.nn.utils.clip_grad_norm_(module.policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    return {"seconds": statistics.median(seconds[1:])}
+
+
+def plain_run(model: str, workload: Workload, device: str) -> dict[str, float]:
+    """Only what changes the weights: sampling, rewards, advantages, forward, loss and optimizer; no figure is computed."""
     module, data = build(model, workload)
     module.to(device).train()
     policy, objective = module.policy, Objective()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0)
-    batches = DataLoader(data.train_set, workload.prompts, collate_fn=partial(collate, module.tokenizer))
     seconds = []
+    batches = DataLoader(data.train_set, workload.prompts, collate_fn=partial(collate, module.tokenizer))
     for number, prompts in enumerate(batches):
         start = time.perf_counter()
         rollouts = module.sampler.sample(policy, prompts.to(device), workload.group_size, SampleKey(0, number))
@@ -103,10 +123,12 @@ def main() -> None:
             sides = {
                 "trainer": lambda w=WORKLOADS[name]: trainer_run(model, w, args.device),
                 "bare": lambda w=WORKLOADS[name]: bare_run(model, w, args.device),
+                "plain": lambda w=WORKLOADS[name]: plain_run(model, w, args.device),
             }
             medians = alternate(sides, args.runs)
-            overhead = medians["trainer"]["seconds"] / medians["bare"]["seconds"] - 1
-            report("overhead", name, medians, overhead=round(overhead, 4), runs=args.runs, device=args.device)
+            step = medians["trainer"]["seconds"]
+            overhead = {f"overhead/{side}": round(step / medians[side]["seconds"] - 1, 4) for side in ("bare", "plain")}
+            report("overhead", name, medians, **overhead, runs=args.runs, device=args.device)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A policy's forward passes by ``torch.compile``: fewer kernels, which read and write less, for a wait when each is first met."""
+"""A policy's forward passes by ``torch.compile``: fewer passes over memory, for a wait at the start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def compile_policy(policy: Policy, decoding: bool = True) -> None:
         raise ValueError("model.policy.compile needs a C++ compiler and finds none; install g++ or write compile: false.")
     rank_zero_info("policy.compile: the first rollout and the first step wait for the compiler, some ten seconds each or more.")
     for layer in decoder_layers(policy):
-        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+    policy.compiled = True
     if decoding:
         policy.compiled_step = torch.compile(policy.step, dynamic=True)
 

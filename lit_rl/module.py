@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_rl.checks import check_equal_work, check_intervals, check_same_model, check_trainer
+from lit_rl.compiling import compile_policy
 from lit_rl.evaluation import Evaluation
 from lit_rl.loading import PolicySpec, load_tokenizer
 from lit_rl.plan import BatchPlan
-from lit_rl.compiling import compile_policy
 from lit_rl.policy import Policy
 from lit_rl.policy_check import check_policy
 from lit_rl.randomness import generator_state, seeded, set_generator_state

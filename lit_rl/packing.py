@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-
 WORTH = 0.2
 """Share of attention's work that must be saved before short and long sequences are laid out apart."""
 
@@ -170,13 +169,14 @@ def attend(
 ) -> Tensor:
     """Attention of a packed sequence: (1, Hq, M, D) queries, (1, Hkv, M, D) keys and values -> (1, M, Hq, D)."""
     queries, keys, values = (packed.unpack(state[0].transpose(0, 1)) for state in (query, key, value))
-    prompts = keys[0].transpose(1, 2), values[0].transpose(1, 2)  # of the first grid, (P, Hkv, L, D)
+    prompt_key, prompt_value = keys[0].transpose(1, 2), values[0].transpose(1, 2)  # of the first grid, (P, Hkv, L, D)
     out = []
-    for grid, grid_query, *own in zip(packed.grids, queries, keys, values, strict=True):
-        own = [state.transpose(1, 2) for state in own]
+    for grid, own_query, own_key, own_value in zip(packed.grids, queries, keys, values, strict=True):
+        row_key, row_value = own_key.transpose(1, 2), own_value.transpose(1, 2)
         if grid.owner is not None:
-            own = [torch.cat([state.index_select(0, grid.owner), row], dim=2) for state, row in zip(prompts, own, strict=True)]
-        out.append(_rows(grid_query, *own, grid.mask(window), scaling, dropout))
+            row_key = torch.cat([prompt_key.index_select(0, grid.owner), row_key], dim=2)
+            row_value = torch.cat([prompt_value.index_select(0, grid.owner), row_value], dim=2)
+        out.append(_rows(own_query, row_key, row_value, grid.mask(window), scaling, dropout))
     return _Pack.apply(torch.cat(out), packed.back)[None]
 
 

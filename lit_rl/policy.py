@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +51,9 @@ class Policy(nn.Module):
         self.shares_prompts = not spec.gradient_checkpointing and not linear
         # Found out by `check_policy`: whether sampling may hold a prompt's keys once per group, and whether rows can be packed.
         self.shares_keys = self.packs = False
-        self.compiled_step: Callable[..., Tensor] | None = None  # `step`, where `compile_policy` was asked for it
+        # By `compile_policy`: whether layers are compiled, and `step` where that is too.
+        self.compiled = False
+        self.compiled_step: Callable[..., Tensor] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Move and cast, but keep the precision of buffers that are no weights: in bfloat16 rotary angles drift."""
@@ -101,7 +103,7 @@ class Policy(nn.Module):
     def prefill(self, prompts: PromptBatch) -> tuple[Tensor, DynamicCache]:
         """Next-token logits (P, V) of every prompt, and the cache of its keys and values."""
         cache = DynamicCache(config=self.causal_lm.config)
-        with torch.compiler.set_stance("force_eager"):
+        with self._as_written():
             hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)
         return self._logits(hidden[:, -1]), cache
 
@@ -120,7 +122,7 @@ class Policy(nn.Module):
         kinds = {type(layer) for layer in cache.layers}
         if self.compiled_step is not None and kinds == {RoomyLayer} and len(tokens) > 1:  # one row would be compiled anew
             return self.compiled_step(tokens, mask, positions, cache)
-        with torch.compiler.set_stance("force_eager"):
+        with self._as_written():
             return self.step(tokens, mask, positions, cache)
 
     def step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
@@ -193,6 +195,10 @@ class Policy(nn.Module):
 
     def _shared_prompts(self, rollouts: Rollouts) -> Tensor:
         """Hidden states (N, T, H) that predict the completion tokens, each prompt run once."""
+        with self._as_written():
+            return self._on_repeated_cache(rollouts)
+
+    def _on_repeated_cache(self, rollouts: Rollouts) -> Tensor:
         prompts, owner = rollouts.prompts, rollouts.prompt_index
         cache = DynamicCache(config=self.causal_lm.config)
         last = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)[:, -1:]
@@ -215,6 +221,10 @@ class Policy(nn.Module):
         ids = torch.cat([prompts.ids[owner], rollouts.completion_ids[:, :-1]], dim=1)
         mask = torch.cat([prompts.mask[owner], rollouts.mask[:, :-1]], dim=1)
         return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 :]
+
+    def _as_written(self) -> AbstractContextManager[None]:
+        """Layers run uncompiled on a cache: each looks up its own place there and would be compiled for itself."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
         options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
