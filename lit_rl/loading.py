@@ -74,8 +74,8 @@ class PolicySpec:
     lora: LoRASpec | None = None
     """Train low-rank adapters instead of all weights."""
     compile: bool = False
-    """Run the learner's layers and the decoding step through torch.compile: less time a step, after a wait at the start. A resumed
-    run is compiled anew and may round differently."""
+    """Run the learner's layers and the decoding step through torch.compile: less time a step, after a wait at the start. A
+    resumed run is compiled anew and may round differently."""
     gather: Literal["rollout", "layer"] = "rollout"
     """Sharded weights (fsdp2) while completions are generated: whole on every rank for the length of a ``rollout``, or
     ``layer`` by layer at each token, slower, where they do not fit."""
