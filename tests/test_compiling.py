@@ -22,8 +22,6 @@ from lit_rl.sampling.sampler import SampleKey, Sampler
 KINDS = {
     "gpt2": tiny_spec("gpt2"),
     "gradient checkpointing": tiny_spec(gradient_checkpointing=True),
-}
-MORE_KINDS = {
     "lora": tiny_spec(lora=LoRASpec(r=2)),
     "gemma3_text": tiny_spec("gemma3_text", config={"sliding_window": 3}),
     "qwen3_moe": tiny_spec("qwen3_moe"),
@@ -95,6 +93,7 @@ def test_a_compiled_policy_is_the_same_policy():
     assert graphs() > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds_of_model_stay_the_same(kind, without_code_generation):
     assert_same(*pair(KINDS[kind]))
@@ -102,12 +101,6 @@ def test_other_kinds_of_model_stay_the_same(kind, without_code_generation):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", MORE_KINDS)
-def test_more_kinds_of_model_stay_the_same(kind, without_code_generation):
-    assert_same(*pair(MORE_KINDS[kind]))
-    assert graphs() > 0
-
-
 def test_a_deeper_model_has_no_more_graphs_to_learn_by(without_code_generation):
     counts = []
     for layers in (1, 4):
@@ -125,6 +118,7 @@ def test_rollouts_of_any_size_are_decoded_by_one_graph(without_code_generation):
     assert graphs() == 1
 
 
+@pytest.mark.long
 def test_a_compiled_run_learns_what_a_plain_one_does(tmp_path, without_code_generation):
     weights = []
     for compiled in (False, True):
@@ -143,6 +137,7 @@ def test_a_compiled_run_learns_what_a_plain_one_does(tmp_path, without_code_gene
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.long
 def test_mixed_precision_is_compiled_too(without_code_generation):
     policy, compiled = pair(tiny_spec())
     with torch.autocast("cpu", dtype=torch.bfloat16):

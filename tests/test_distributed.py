@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_runs import RESUMED, RUNS, fit
+from distributed_runs import LONG_RUNS, RESUMED, RUNS, fit
 
 HERE = Path(__file__).parent
 
 
-def launch(strategy: str, file: Path) -> dict:
-    """Run every run on two gloo processes."""
+def launch(strategy: str, file: Path, which: str = "runs") -> dict:
+    """Run every run, or every long one, on two gloo processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(HERE)}
-    command = [sys.executable, str(HERE / "distributed_runs.py"), strategy, "2", str(file)]
+    command = [sys.executable, str(HERE / "distributed_runs.py"), strategy, "2", str(file), which]
     processes = [
         subprocess.Popen(
             command, env={**environment, "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -96,3 +96,14 @@ def test_gradient_does_not_depend_on_the_micro_batches(one, name, splits):
     other = fit(name, "auto", 1, accumulate=splits)
     for tensor, value in one[name]["gradients"].items():
         assert relative_difference(other["gradients"][tensor], value) < 1e-10, tensor
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_that_compile_train_like_one_that_does(strategy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (name,) = LONG_RUNS
+    one, two = fit(name, "auto", 1), launch(strategy, tmp_path / "results.pt", "long runs")[name]
+    assert two["texts"] == one["texts"]
+    for tensor, value in one["weights"].items():
+        assert relative_difference(two["weights"][tensor], value) < 1e-5, tensor
