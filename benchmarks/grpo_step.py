@@ -63,10 +63,10 @@ class Clock(pl.Callback):
         self.tokens.append(float(metrics["completions/mean_length"]))
 
 
-def lit_rl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool = False) -> dict[str, float]:
+def lit_rl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool) -> dict[str, float]:
     """Train for a few steps; the median step."""
     torch._dynamo.reset()
-    unmeasured = uncounted(compiled)
+    steps = STEPS + uncounted(compiled)
     module = GRPO(
         PolicySpec(pretrained=model, compile=compiled),
         Sampler(max_new_tokens=workload.new_tokens),
@@ -76,25 +76,25 @@ def lit_rl_run(model: str, workload: Workload, end: bool, device: str, compiled:
         kl_coef=workload.kl_coef,
     )
     clock = Clock()
-    trainer = bare_trainer(device, STEPS + unmeasured, clock, min(MICRO_BATCHES, workload.prompts))
+    trainer = bare_trainer(device, steps, clock, min(MICRO_BATCHES, workload.prompts))
     module.configure_model()
     if not end:
         module.policy.end_tokens = []
-    trainer.fit(module, Prompts(texts(workload, workload.prompts * (STEPS + unmeasured)), workload.prompts))
+    trainer.fit(module, Prompts(texts(workload, workload.prompts * steps), workload.prompts))
     seconds = [after - before for before, after in pairwise(clock.ends)][-STEPS:]
     tokens = statistics.mean(clock.tokens[-STEPS:]) * workload.rows
     step = statistics.median(seconds)
     return {"seconds": step, "rollout_seconds": statistics.median(clock.parts[-STEPS:]), "tokens_per_second": tokens / step}
 
 
-def trl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool = False) -> dict[str, float]:
+def trl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool) -> dict[str, float]:
     """The same by TRL."""
-    torch._dynamo.reset()
-    steps = STEPS + uncounted(compiled)
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    torch._dynamo.reset()
+    steps = STEPS + uncounted(compiled)
     ends: list[float] = []
     tokens: list[int] = []
 

@@ -119,8 +119,8 @@ class Policy(nn.Module):
         # With a window or a convolution transformers must make its own masks from this one; otherwise it is the mask.
         plain = self.shares_keys and all(isinstance(layer, RoomyLayer) for layer in cache.layers)
         mask = mask[:, None, None] if plain else mask
-        kinds = {type(layer) for layer in cache.layers}
-        if self.compiled_step is not None and kinds == {RoomyLayer} and len(tokens) > 1:  # one row would be compiled anew
+        # One row alone, and prompts that are shared, would each be compiled anew.
+        if self.compiled_step is not None and len(tokens) > 1 and all(type(layer) is RoomyLayer for layer in cache.layers):
             return self.compiled_step(tokens, mask, positions, cache)
         with self._as_written():
             return self.step(tokens, mask, positions, cache)

@@ -41,3 +41,13 @@ def test_filtering_a_corpus_is_measured_twice():
     (line,) = lines("entropy_filter")
     assert 0 < line["lit_rl/second_seconds"] < line["lit_rl/first_seconds"]
     assert line["tokens"] == 4_000
+
+
+def test_the_trainer_is_measured_beside_bare_loops():
+    (line,) = lines("overhead")
+    assert line["overhead/bare"] == pytest.approx(line["trainer/seconds"] / line["bare/seconds"] - 1, abs=0.05)
+
+
+@pytest.mark.long
+def test_a_compiled_step_is_measured():
+    assert all(line["compile"] for line in lines("grpo_step", "--compile"))

@@ -111,6 +111,7 @@ def test_a_deeper_model_has_no_more_graphs_to_learn_by(without_code_generation):
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.long
 def test_rollouts_of_any_size_are_decoded_by_one_graph(without_code_generation):
     _, compiled = pair(tiny_spec())
     for number, size in enumerate((2, 4, 3)):

@@ -210,6 +210,7 @@ def test_short_and_long_sequences_are_apart_where_that_saves_a_fifth(lengths, be
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])
 def test_rows_that_are_laid_out_apart_are_scored_as_padded_ones(model_type):
     policy, rows = policy_of(model_type), rollouts_of(prompts(), 2, [*ROWS[:-1], [5, 6, 7] * 8])
+    assert len(_parts(rows.lengths - 1, before=7)) == 2
     packed = policy.score(rows)
     policy.packs = False
     assert torch.allclose(packed.logprobs, policy.score(rows).logprobs, atol=1e-9)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_rl.logprobs import distribution
+from lit_rl.logprobs import distribution, entropy
 
 NUCLEUS = 256
 """Tokens that are sorted first to find a nucleus; eight times as many where it is larger."""
@@ -42,9 +42,8 @@ def choose(logits: Tensor, temperature: Tensor | None, top_k: int, top_p: float,
     kept = None if uniform is None else kept_tokens(logp, top_k, top_p)
     if kept is not None:
         logp = distribution(logits, temperature, kept)
-    chances = logp.exp()
-    tokens = logp.argmax(-1) if uniform is None else invert(chances, uniform)
-    return Choice(tokens, _at(logp, tokens), torch.special.entr(chances).sum(-1), kept)
+    tokens = logp.argmax(-1) if uniform is None else invert(logp.exp(), uniform)
+    return Choice(tokens, _at(logp, tokens), entropy(logp), kept)
 
 
 def kept_tokens(logp: Tensor, top_k: int, top_p: float) -> Tensor | None:
