@@ -23,7 +23,7 @@ from lit_rl.algorithms import SFT
 from lit_rl.callbacks import EntropyFilter
 from lit_rl.datamodules import Corpus
 from lit_rl.datamodules.positions import PositionSpec
-from lit_rl.loading import PolicySpec
+from lit_rl.models.spec import PolicySpec
 
 SIZES = {"1M tokens": (1_000_000, 512), "tiny": (4_000, 64)}
 """Characters of the corpus, tokens of a window; the tokenizer is a character-level one."""
@@ -67,7 +67,7 @@ def main() -> None:
             first = run(folder, window, args.device)
             peak = peak_mib() - before
             second = run(folder, window, args.device)
-        figures = {"first_seconds": first, "second_seconds": second, "peak_mib": peak}
+        metrics = {"first_seconds": first, "second_seconds": second, "peak_mib": peak}
         report("entropy_filter", workload, {"lit_rl": figures}, tokens=size, device=args.device, threads=args.threads)
 
 

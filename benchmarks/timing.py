@@ -49,16 +49,16 @@ def alternate(sides: dict[str, Callable[[], dict[str, float]]], runs: int) -> di
     """Run the sides in turns; the median of each figure that a side returns.
 
     Args:
-        sides: each measures itself once and returns named figures.
+        sides: each measures itself once and returns named metrics.
         runs: measured turns; one before them is not counted.
     """
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    metrics: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for turn in range(runs + 1):
         for name, measure in sides.items():
             figure = measure()
             if turn:
-                figures[name].append(figure)
-    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in figures.items()}
+                metrics[name].append(figure)
+    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in metrics.items()}
 
 
 def report(benchmark: str, workload: str, medians: dict[str, dict[str, float]], **more: Any) -> None:
@@ -66,7 +66,7 @@ def report(benchmark: str, workload: str, medians: dict[str, dict[str, float]], 
     ours, *peers = medians
     line: dict[str, Any] = {"benchmark": benchmark, "workload": workload, **more}
     for name, figures in medians.items():
-        line |= {f"{name}/{key}": round(value, 4) for key, value in figures.items()}
+        line |= {f"{name}/{key}": round(value, 4) for key, value in metrics.items()}
     if peers:
         line["ratio"] = round(medians[peers[0]]["seconds"] / medians[ours]["seconds"], 2)
     print(json.dumps(line), flush=True)

@@ -8,12 +8,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lit_rl.advantages import equal_groups
-from lit_rl.experience import Experience
 from lit_rl.hooks import RolloutCallback
-from lit_rl.module import PolicyModule
+from lit_rl.objectives.advantages import equal_groups
 from lit_rl.rollouts import Rollouts
-from lit_rl.stream import MicroBatch
+from lit_rl.runtime import Runtime
+from lit_rl.training.experience import Experience
+from lit_rl.training.stream import MicroBatch
 
 
 class DynamicSampling(RolloutCallback):
@@ -42,7 +42,7 @@ class DynamicSampling(RolloutCallback):
                 f"DynamicSampling: start_step is {start_step} and max_rounds {max_rounds}; write 0 or more for both."
             )
         self.start_step, self.max_rounds = start_step, max_rounds
-        self._figures: dict[str, float] = {}  # of the last rollout, logged with every step on it
+        self._metrics: dict[str, float] = {}  # of the last rollout, logged with every step on it
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not isinstance(trainer.train_dataloader, Experience):
@@ -57,41 +57,40 @@ class DynamicSampling(RolloutCallback):
         if trainer.global_step < self.start_step:
             return rollouts
         stream = trainer.train_dataloader
-        assert isinstance(module, PolicyModule)
         assert isinstance(stream, Experience)
-        drawn = [_groups(rollouts)]
+        runtime, drawn = Runtime(trainer), [rollouts]
         # Every rank goes on while any lacks groups: they share the data, and forwards may be collective.
-        while len(drawn) <= self.max_rounds and module.sum_over_ranks(_equal(rollouts).sum()) > 0:
+        while len(drawn) <= self.max_rounds and runtime.sum(_equal(rollouts).sum()) > 0:
             fresh = stream.draw(round=len(drawn))
-            drawn.append(_groups(fresh))
+            drawn.append(fresh)
             rollouts = refill(rollouts, fresh)
-        rollouts.counted = rollouts.counted & ~_equal(rollouts).repeat_interleave(rollouts.group_size)
-        self._figures = self._count(module, rollouts, torch.cat(drawn)) | {"sampling/rounds": len(drawn) - 1.0}
+        rollouts.in_loss = rollouts.in_loss & ~_equal(rollouts)[rollouts.group]
+        self._metrics = self._count(runtime, rollouts, drawn) | {"sampling/rounds": len(drawn) - 1.0}
         return rollouts
 
-    def _count(self, module: PolicyModule, rollouts: Rollouts, drawn: Tensor) -> dict[str, float]:
-        dropped = equal_groups(drawn)
-        right = dropped & (drawn[:, 0] > 0)
+    def _count(self, runtime: Runtime, rollouts: Rollouts, drawn: list[Rollouts]) -> dict[str, float]:
+        dropped = torch.cat([_equal(each) for each in drawn])
+        right = dropped & torch.cat([each.per_group(each.rewards, lambda group: group[:, 0] > 0) for each in drawn])
         counts = {
             "kept": ~_equal(rollouts),
             "dropped": dropped,
             "dropped_all_right": right,
             "dropped_all_wrong": dropped & ~right,
         }
-        totals = module.sum_over_ranks(torch.stack([groups.sum() for groups in counts.values()])).tolist()
+        totals = runtime.sum(torch.stack([groups.sum() for groups in counts.values()])).tolist()
         return {f"sampling/{name}": float(total) for name, total in zip(counts, totals, strict=True)}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
     ) -> None:
         if batch.last:
-            module.log_dict(self._figures)
+            module.log_dict(self._metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"figures": self._figures}
+        return {"metrics": self._metrics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._figures = state["figures"]
+        self._metrics = state["metrics"]
 
 
 def refill(rollouts: Rollouts, fresh: Rollouts) -> Rollouts:
@@ -99,20 +98,15 @@ def refill(rollouts: Rollouts, fresh: Rollouts) -> Rollouts:
 
     The others keep their places, and so their minibatch.
     """
-    prompts = len(rollouts.prompts)
+    groups = rollouts.num_groups
     places = _equal(rollouts).nonzero()[:, 0].tolist()
     useful = (~_equal(fresh)).nonzero()[:, 0].tolist()
-    order = list(range(prompts))
+    order = list(range(groups))
     for place, number in zip(places, useful, strict=False):
-        order[place] = prompts + number
+        order[place] = groups + number
     return Rollouts.join([rollouts, fresh]).select(order)
 
 
-def _groups(rollouts: Rollouts) -> Tensor:
-    """(P, G) rewards."""
-    return rollouts.rewards.view(-1, rollouts.group_size)
-
-
 def _equal(rollouts: Rollouts) -> Tensor:
-    """(P) bool, True where all rewards of the group are equal."""
-    return equal_groups(_groups(rollouts))
+    """(groups) bool, True if all rewards of the group are equal."""
+    return rollouts.per_group(rollouts.rewards, equal_groups)

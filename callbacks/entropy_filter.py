@@ -12,21 +12,23 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from lit_rl.choices import check_choice
-from lit_rl.entropy_cache import entropy_key, fill_entropies, read_entropies
+from lit_rl.algorithms.module import PolicyModule
+from lit_rl.entropy.cache import entropy_key, fill_entropies, read_entropies
+from lit_rl.entropy.compute import window_entropies
+from lit_rl.entropy.positions import HasEntropies, attach_entropies, distribution, needed_windows
 from lit_rl.hooks import RolloutCallback
-from lit_rl.loading import PolicySpec, load_tokenizer
-from lit_rl.module import PolicyModule
-from lit_rl.policy import Policy
-from lit_rl.position_entropies import HasEntropies, distribution, needed_windows, tell_entropies
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.policy import Policy
+from lit_rl.models.spec import PolicySpec
+from lit_rl.options import check_choice
 from lit_rl.randomness import seeded
 from lit_rl.rollouts import Rollouts
-from lit_rl.stream import MicroBatch
-from lit_rl.token_entropy import window_entropies
-from lit_rl.windows import Windows
+from lit_rl.runtime import Runtime
+from lit_rl.text.windows import Windows
+from lit_rl.training.stream import MicroBatch
 
 Target = Literal["positions", "completion"]
-GLANCE = 16
+PREVIEW_WINDOWS = 16
 """Windows that are looked at to tell what entropies there are."""
 
 
@@ -62,7 +64,7 @@ class EntropyFilter(RolloutCallback):
     ) -> None:
         self.proxy, self.top_k, self.threshold, self.quantile = proxy, top_k, threshold, quantile
         self.cache_folder, self.batch_tokens, self.target = cache_folder, batch_tokens, target
-        self._figures: dict[str, float] = {}  # logged with every step
+        self._metrics: dict[str, float] = {}  # logged with every step
         self._check_options()
 
     def _check_options(self) -> None:
@@ -115,8 +117,8 @@ class EntropyFilter(RolloutCallback):
     def _annotate(self, trainer: pl.Trainer, module: PolicyModule, positions: HasEntropies) -> None:
         """Give the positions their entropies: of all targets of the windows that hold one of them."""
         numbers = needed_windows(positions)
-        self._refuse_threshold(trainer, module, positions.windows.select(numbers[:: max(1, len(numbers) // GLANCE)]))
-        tell_entropies(positions, numbers, self._entropies(trainer, module, positions.windows.select(numbers)))
+        self._refuse_threshold(trainer, module, positions.windows.select(numbers[:: max(1, len(numbers) // PREVIEW_WINDOWS)]))
+        attach_entropies(positions, numbers, self._entropies(trainer, module, positions.windows.select(numbers)))
 
     def _entropies(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> NDArray[np.float32]:
         """Those of all targets, in their order; written by the first process and read by all."""
@@ -155,8 +157,8 @@ class EntropyFilter(RolloutCallback):
         shown = distribution(values)
         floor = self._floor(values)
         if floor > -math.inf:
-            self._figures = {"entropy_filter/kept": float((values > floor).mean()), "entropy_filter/threshold": floor}
-            if not self._figures["entropy_filter/kept"]:
+            self._metrics = {"entropy_filter/kept": float((values > floor).mean()), "entropy_filter/threshold": floor}
+            if not self._metrics["entropy_filter/kept"]:
                 raise ValueError(f"EntropyFilter leaves no position above {floor:.3f} nats; write less. {shown}")
             positions.keep(np.asarray(positions.entropies > floor))
         rank_zero_info(f"EntropyFilter: entropy_filter/kept {len(positions):,} of {before:,} positions. {shown}")
@@ -189,12 +191,12 @@ class EntropyFilter(RolloutCallback):
         """Let only tokens above the threshold carry the policy gradient."""
         if self.target == "positions":
             return rollouts
-        assert isinstance(module, PolicyModule)
         mask = rollouts.loss_mask
-        floor = self._floor(module.gather(rollouts.entropies[mask]).cpu().numpy())
-        rollouts.focus = mask & (rollouts.entropies > floor)
-        kept, counted = module.sum_over_ranks(torch.stack([rollouts.focus.sum(), mask.sum()])).tolist()
-        self._figures = {"entropy_filter/kept": kept / max(counted, 1), "entropy_filter/threshold": floor}
+        runtime = Runtime(trainer)
+        floor = self._floor(runtime.gather(rollouts.entropies[mask]).cpu().numpy())
+        rollouts.gradient_mask = mask & (rollouts.entropies > floor)
+        kept, counted = runtime.sum(torch.stack([rollouts.gradient_mask.sum(), mask.sum()])).tolist()
+        self._metrics = {"entropy_filter/kept": kept / max(counted, 1), "entropy_filter/threshold": floor}
         return rollouts
 
     # --- the log -------------------------------------------------------------------------------------------------
@@ -203,17 +205,17 @@ class EntropyFilter(RolloutCallback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
     ) -> None:
         if batch.last:
-            module.log_dict(self._figures)
+            module.log_dict(self._metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"figures": self._figures}
+        return {"metrics": self._metrics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue; a training set that was filtered otherwise would be entered at another place."""
-        kept, before = (figures.get("entropy_filter/kept", 1.0) for figures in (self._figures, state["figures"]))
+        kept, before = (metrics.get("entropy_filter/kept", 1.0) for metrics in (self._metrics, state["metrics"]))
         if self.target == "positions" and kept != before:
             raise ValueError(
                 f"EntropyFilter keeps {kept:.4%} of the positions, and the run that is resumed kept {before:.4%}; resume with "
                 "the same data and options."
             )
-        self._figures = state["figures"]
+        self._metrics = state["metrics"]

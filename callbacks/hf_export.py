@@ -8,8 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lit_rl.export import export_policy, whole_weights
-from lit_rl.module import PolicyModule
+from lit_rl.algorithms.module import PolicyModule
+from lit_rl.models.export import export_policy, whole_weights
 
 
 class HFExport(Callback):

@@ -41,13 +41,13 @@ class Improvement(Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
             return
-        figures = self._figures(trainer)
+        metrics = self._metrics(trainer)
         if not trainer.sanity_checking:
-            self.after = figures
-            rank_zero_info(f"Evaluation: {self._line(figures)}")
+            self.after = metrics
+            rank_zero_info(f"Evaluation: {self._line(metrics)}")
             return
-        self.before = figures
-        rank_zero_info(f"Baseline: {self._line(figures)}")
+        self.before = metrics
+        rank_zero_info(f"Baseline: {self._line(metrics)}")
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=0)
@@ -83,14 +83,14 @@ class Improvement(Callback):
     def _total_seconds(self) -> float:
         return self._seconds + (time.perf_counter() - self._start if self._start else 0.0)
 
-    def _figures(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def _metrics(self, trainer: pl.Trainer) -> dict[str, Any]:
         names = {"value": self.monitor, "low": f"{self.monitor}_low", "high": f"{self.monitor}_high"}
         metrics = trainer.callback_metrics
         return {key: float(metrics[name]) for key, name in names.items() if name in metrics} | {"step": trainer.global_step}
 
-    def _line(self, figures: dict[str, Any]) -> str:
+    def _line(self, metrics: dict[str, Any]) -> str:
         def show(value: float) -> str:
             return f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
 
-        interval = f" ({show(figures['low'])} to {show(figures['high'])})" if "low" in figures else ""
-        return f"{show(figures['value'])}{' %' if self.percent else ''}{interval} at step {figures['step']}"
+        interval = f" ({show(metrics['low'])} to {show(metrics['high'])})" if "low" in metrics else ""
+        return f"{show(metrics['value'])}{' %' if self.percent else ''}{interval} at step {metrics['step']}"

@@ -11,13 +11,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_rl.rollouts import Rollouts
-from lit_rl.stream import MicroBatch
+from lit_rl.training.stream import MicroBatch
 
 
 class SampleTable(Callback):
     """Append completions that are being learned from to ``samples.jsonl``, and to W&B as a table where it is a logger.
 
-    Groups without signal are not among them where the loss leaves them out; equal completions stand once, with ``copies``.
+    Groups without signal are not among them where the loss leaves them out; equal completions stand once, with ``multiplicity``.
 
     Args:
         every_n_steps: optimizer steps between two entries.
@@ -50,12 +50,12 @@ def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
         "advantage": rollouts.advantages.sum(1) / rollouts.lengths.clamp(min=1),  # mean over the row's tokens
         "truncated": rollouts.truncated,
         "length": rollouts.lengths,
-        "copies": rollouts.copies,
+        "multiplicity": rollouts.multiplicity,
     }
     values = {name: column.tolist() for name, column in columns.items()}
     entries = []
     for row, text in enumerate(rollouts.texts):
-        sample = rollouts.prompts.samples[rollouts.prompt_index[row]]
+        sample = rollouts.prompts.samples[rollouts.prompt[row]]
         entry = {"step": step, "prompt": sample.prompt, "completion": text, "reference": sample.reference}
         entries.append(entry | {name: column[row] for name, column in values.items()})
     return entries

@@ -5,7 +5,18 @@ from .base import EpochSampler, PromptDataModule
 from .corpus import Corpus
 from .gsm8k import GSM8K
 from .omni_math import OmniMath
+from .positions import PositionSpec
 from .reasoned_arithmetic import ReasonedArithmetic
 from .rpn import RPN
 
-__all__ = ["GSM8K", "RPN", "Arithmetic", "Corpus", "EpochSampler", "OmniMath", "PromptDataModule", "ReasonedArithmetic"]
+__all__ = [
+    "GSM8K",
+    "RPN",
+    "Arithmetic",
+    "Corpus",
+    "EpochSampler",
+    "OmniMath",
+    "PositionSpec",
+    "PromptDataModule",
+    "ReasonedArithmetic",
+]

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
-from lit_rl.token_bytes import token_bytes
+from lit_rl.text.token_bytes import token_bytes
 from lit_rl.types import PromptBatch, Sample
 
 from .positions import PositionSpec, positions_of_samples

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
-from lit_rl.token_bytes import token_bytes
-from lit_rl.windows import Windows, slide
+from lit_rl.text.token_bytes import token_bytes
+from lit_rl.text.windows import Windows, slide
 
 from .base import PromptDataModule
 from .documents import find_source, read_source

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_rl.text.chat import ask
 from lit_rl.types import Sample
 
 from .base import PromptDataModule
 from .jsonl import Malformed, field, load_hub, read_jsonl, read_rows, split_of, thin_out
 from .positions import PositionSpec
-from .questions import ask
 
 INSTRUCTION = r"Reason step by step, and put your final answer within \boxed{}."
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_rl.token_bytes import write_pieces
+from lit_rl.text.token_bytes import write_pieces
+from lit_rl.text.windows import Windows
 from lit_rl.types import Sample
-from lit_rl.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Positions(Dataset[Sample]):
 
     Args:
         windows: where the targets are.
-        pieces: bytes of every token id (`lit_rl.token_bytes.token_bytes`).
+        pieces: bytes of every token id (`lit_rl.text.token_bytes.token_bytes`).
         labels_length: tokens of what follows to keep.
     """
 

@@ -14,7 +14,7 @@ from random import Random
 
 from torch.utils.data import Dataset
 
-from lit_rl.token_bytes import write_pieces
+from lit_rl.text.token_bytes import write_pieces
 from lit_rl.types import Sample
 
 from .arithmetic import Arithmetic

@@ -1,5 +1,5 @@
 """``python -m lit_rl`` is ``lit-rl``."""
 
-from lit_rl.cli import main
+from lit_rl.cli.main import main
 
 main()

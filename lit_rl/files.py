@@ -1,65 +1,47 @@
-"""Finding configs, and writing files so that what was there is lost only to something finished."""
+"""Files and folders that are replaced whole: a crash or a full disk leaves the old ones as they were."""
 
 from __future__ import annotations
 
-import difflib
-import importlib.resources
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a crash or a full disk leaves the old file whole."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes the name of ``path`` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new-{os.getpid()}")
+    new = _beside(path, "new")
     try:
-        new.write_text(text, encoding="utf-8")
+        yield new
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
 
 
-def find_config(name: str) -> str:
-    """The path of a config given by path, or by the name of one that comes with the package."""
-    if Path(name).is_file():
-        return name
-    folder = importlib.resources.files("lit_rl.configs")
-    packaged = folder.joinpath(*f"{name.removesuffix('.yaml')}.yaml".split("/"))
-    if packaged.is_file():
-        return str(packaged)
-    known = sorted(str(path.relative_to(str(folder)))[:-5] for path in Path(str(folder)).rglob("*.yaml"))
-    raise ValueError(f"no config {name!r}: it is neither a file nor one of {', '.join(known)}.{suggestion(name, known)}")
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The named entries of a YAML file.
-
-    Raises:
-        ValueError: where it is broken or holds no names, with the line.
-    """
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the place of ``path`` if the block ends without an error."""
+    new, old = _beside(path, "new"), _beside(path, "old")
+    new.mkdir(parents=True)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        reason = ": ".join(filter(None, (error.context, error.problem)))
-        raise ValueError(f"{path}{line}: this is no YAML: {reason}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: this is no YAML text: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: it must hold named entries such as `trainer:`, not {type(content).__name__}.")
-    return content
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def suggestion(word: str, known: list[str]) -> str:
-    """`` Did you mean ...?`` where something known is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with new_file(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest ``last.ckpt`` of the runs below a folder."""
-    found = sorted(folder.glob("**/last*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+def _beside(path: Path, kind: str) -> Path:
+    """A name of this process's own beside a path."""
+    return path.with_name(f"{path.name}.{kind}-{os.getpid()}")

@@ -12,7 +12,7 @@ every float tensor inside a dataclass to the run's precision (under ``bf16-true`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,17 @@ class Sample(NamedTuple):
     """With ``context``: the token ids that follow it."""
     entropy: float | None = None
     """Entropy of the next token in nats, where a proxy model was asked for it."""
+
+
+class TokenScores(NamedTuple):
+    """Scores of given tokens under a policy, one value per token."""
+
+    logprobs: Tensor
+    """Log-probabilities, with gradient."""
+    entropies: Tensor
+    """Entropies of the distributions in nats, with gradient only if it was asked for."""
+    hits: Tensor
+    """bool, True if the token is the most likely one."""
 
 
 class PromptBatch:
@@ -85,6 +96,17 @@ class PromptBatch:
             [self.completions[row] for row in rows],
             [self.samples[row] for row in rows],
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, strings, numbers and lists only, so that ``torch.load(weights_only=True)`` opens it."""
+        samples = [list(sample) for sample in self.samples]
+        return {"ids": self.ids, "mask": self.mask, "completions": self.completions, "samples": samples}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> PromptBatch:
+        """A batch from what `state_dict` gave."""
+        samples = [Sample(*fields) for fields in state["samples"]]
+        return cls(state["ids"], state["mask"], state["completions"], samples)
 
     @classmethod
     def join(cls, batches: Sequence[PromptBatch]) -> PromptBatch:

@@ -15,8 +15,8 @@ import torch
 from lit_rl.algorithms import SFT
 from lit_rl.callbacks import HFExport
 from lit_rl.datamodules import Arithmetic
-from lit_rl.evaluation import Evaluation
-from lit_rl.loading import PolicySpec
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.spec import PolicySpec
 from lit_rl.tasks.infix import Grammar
 
 torch.set_num_threads(1)

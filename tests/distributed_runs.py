@@ -12,15 +12,15 @@ from conftest import quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rl.algorithms import GRPO, PPO, SFT
-from lit_rl.evaluation import Evaluation
-from lit_rl.export import whole_weights
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.export import whole_weights
 from lit_rl.hooks import RolloutCallback
-from lit_rl.loading import LoRASpec
-from lit_rl.objective import Correction, Objective
-from lit_rl.overlong import Overlong
+from lit_rl.models.spec import LoRASpec
+from lit_rl.objectives.objective import Correction, Objective
+from lit_rl.objectives.overlong import Overlong
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.strategy import FSDP2Strategy
+from lit_rl.models.sharding import FSDP2Strategy
 
 ADAM = functools.partial(torch.optim.AdamW, lr=1e-3)
 SHORT = Evaluation(max_new_tokens=4)
@@ -63,7 +63,7 @@ RUNS = {
     "grpo lora": (lambda: grpo(policy=tiny_spec(lora=LoRASpec(r=4))), {"max_steps": 4}),
     # Prompts enter at different times on the two ranks, which must run the same number of forwards all the same.
     "grpo gathering layers": (
-        lambda: grpo(policy=tiny_spec(gather="layer"), sampler=Sampler(24, max_rows=4)),
+        lambda: grpo(policy=tiny_spec(unshard="layer"), sampler=Sampler(24, max_rows=4)),
         {"max_steps": 4},
     ),
     "grpo with everything": (everything, {"max_steps": 4}),
@@ -91,7 +91,7 @@ class Keep(RolloutCallback):
     """Gradients before clipping, sampled texts, how many tokens they have and the figures of the last step."""
 
     def __init__(self):
-        self.texts, self.gradients, self.figures = {}, {}, {}
+        self.texts, self.gradients, self.metrics = {}, {}, {}
         self.tokens = self.rollouts = 0
 
     def on_rollout_end(self, trainer, module, rollouts):
@@ -111,7 +111,7 @@ class Keep(RolloutCallback):
 
     def on_train_batch_end(self, trainer, *_):
         skip = ("time/", "perf/")
-        self.figures = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(skip)}
+        self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(skip)}
 
 
 def fit(name, strategy, devices, accumulate=2, callbacks=(), ckpt_path=None, **limits):
@@ -149,7 +149,7 @@ def fit(name, strategy, devices, accumulate=2, callbacks=(), ckpt_path=None, **l
         "gradients": keep.gradients,
         "texts": together,
         "tokens": tokens,
-        "figures": keep.figures,
+        "metrics": keep.metrics,
         "rollouts": keep.rollouts,
         "zero": trainer.is_global_zero,
     }

@@ -8,7 +8,7 @@ from conftest import quiet_trainer, tiny_data, tiny_spec
 from torch import Tensor
 
 from lit_rl.algorithms import GRPO
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.hooks import RolloutCallback
 from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
@@ -36,11 +36,11 @@ class HalfLength(Length):
 
 
 class Watch(RolloutCallback):
-    """Keeps every rollout, every step's gradient and prompts, and its figures."""
+    """Keeps every rollout, every step's gradient and prompts, and its metrics."""
 
     def __init__(self, change=None):
         self.change = change
-        self.rollouts, self.gradients, self.prompts, self.figures = [], [], [[]], []
+        self.rollouts, self.gradients, self.prompts, self.metrics = [], [], [[]], []
 
     def on_rollout_end(self, trainer, module, rollouts):
         if self.change:
@@ -56,7 +56,7 @@ class Watch(RolloutCallback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if batch.last:
-            self.figures.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+            self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
             self.prompts.append([])
 
 

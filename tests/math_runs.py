@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lit_rl.algorithms import GRPO, SFT
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.sampling.sampler import Sampler
 
 CHAT = (
@@ -80,7 +80,7 @@ def train_and_test(folder: Path, data, tokenizer: str, reward, algorithm) -> dic
     trainer = quiet_trainer(folder, max_steps=3, limit_test_batches=1)
     module = algorithm(math_spec(tokenizer), **options)
     trainer.fit(module, data)
-    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert trainer.global_step == 3
     assert set(trainer.test(module, data, verbose=False)[0]) >= {"test/accuracy"}
     return figures

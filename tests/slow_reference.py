@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lit_rl.objective import Correction, Objective
+from lit_rl.objectives.objective import Correction, Objective
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Row:
     old: list[float] | None = None
     """The learner's own log p before its first step; None where it has not taken one."""
     reference: list[float] = field(default_factory=list)
-    focus: list[bool] | None = None
+    gradient_mask: list[bool] | None = None
     counted: bool = True
 
 
@@ -93,7 +93,7 @@ def token_losses(
     drifted = o.off_policy_threshold > 0 and has_drifted(row, logprobs, o.off_policy_threshold)
     losses = []
     for t, (new, r, a) in enumerate(zip(logprobs, ratios(o, logprobs, old), row.advantages, strict=True)):
-        left_out = (drifted and a < 0) or (row.focus is not None and not row.focus[t])
+        left_out = (drifted and a < 0) or (row.gradient_mask is not None and not row.gradient_mask[t])
         loss = new * 0 if left_out else -weights[t] * surrogate(o, r, new, a)
         if row.reference and o.kl_in == "loss":
             share = torch.exp(new - old[t]) if o.kl_weighted else 1
@@ -115,7 +115,7 @@ def step_loss(
     by_row = [
         token_losses(o, row, logprobs[n], entropies[n], kl_coef, entropy_coef)
         for n, row in enumerate(rows)
-        if row.counted and row.sampler
+        if row.in_loss and row.sampler
     ]
     if o.aggregation == "token":
         return sum(sum(losses) for losses in by_row) / sum(len(losses) for losses in by_row)

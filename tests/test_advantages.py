@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_rl.advantages import equal_groups, generalized_advantages, group_advantages, reward_to_go, whiten
+from lit_rl.objectives.advantages import equal_groups, generalized_advantages, group_advantages, reward_to_go, whiten
 
 MIXED = [1.0, 0.0, 1.0, 0.0]
 BASELINES = ["group", "leave_one_out", "phantom_zero"]

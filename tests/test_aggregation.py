@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_rl.aggregation import token_weights
+from lit_rl.objectives.aggregation import token_weights
 
 RAGGED = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
 AGGREGATIONS = ["token", "sequence", "constant"]

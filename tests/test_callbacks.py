@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_rl.algorithms import GRPO, SFT
 from lit_rl.callbacks import Curriculum, HFExport, Improvement, SampleTable
 from lit_rl.datamodules import PromptDataModule
-from lit_rl.evaluation import Evaluation
-from lit_rl.export import export_policy, whole_weights
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.export import export_policy, whole_weights
 from lit_rl.hooks import RolloutCallback
-from lit_rl.loading import LoRASpec, PolicySpec, load_model, load_tokenizer
+from lit_rl.models.loading import load_model, load_tokenizer
+from lit_rl.models.spec import LoRASpec, PolicySpec
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.tasks.infix import Grammar
@@ -204,7 +205,7 @@ def test_a_sample_holds_prompt_completion_reward_parts_and_advantage(tmp_path):
         "advantage",
         "truncated",
         "length",
-        "copies",
+        "multiplicity",
     ]
     assert list(entries[0]) == names
     for entry in entries:

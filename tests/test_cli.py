@@ -13,7 +13,7 @@ import torch
 import yaml
 from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
 
-from lit_rl.cli import ArgumentCheck
+from lit_rl.cli.main import ArgumentCheck
 
 SAVE_LAST = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
 
@@ -308,10 +308,10 @@ def test_a_saved_config_starts_the_run_again(sft, tmp_path):
 def test_evaluation_logs_the_accuracy(sft, tmp_path, command):
     lit_rl(command, "--config", sft)
     header, row = (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
-    figures = dict(zip(header.split(","), row.split(","), strict=True))
+    metrics = dict(zip(header.split(","), row.split(","), strict=True))
     stage = {"validate": "val", "test": "test"}[command]
-    assert figures[f"{stage}/accuracy"] == "0.0"
-    assert float(figures[f"{stage}/accuracy_high"]) > 0.3  # 0 of 8: the Wilson interval ends at 0.324
+    assert metrics[f"{stage}/accuracy"] == "0.0"
+    assert float(metrics[f"{stage}/accuracy_high"]) > 0.3  # 0 of 8: the Wilson interval ends at 0.324
 
 
 def test_predict_writes_the_test_problems_with_completions(sft, tmp_path):

@@ -12,11 +12,12 @@ from grpo_runs import MOVING, Length
 from test_types import prompts_of, rollouts_of
 
 from lit_rl.algorithms import GRPO
-from lit_rl.compiling import compile_policy
-from lit_rl.evaluation import Evaluation
-from lit_rl.loading import LoRASpec, PolicySpec, load_tokenizer
-from lit_rl.policy import Policy
-from lit_rl.policy_check import check_policy
+from lit_rl.models.compiling import compile_policy
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.spec import LoRASpec, PolicySpec
+from lit_rl.models.policy import Policy
+from lit_rl.sampling.check import check_policy
 from lit_rl.sampling.sampler import SampleKey, Sampler
 
 KINDS = {

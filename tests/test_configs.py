@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import lit_rl.configs
-from lit_rl.cli import check_arguments
+from lit_rl.cli.main import check_arguments
 from lit_rl.files import find_config, read_yaml
-from lit_rl.pipeline import load_stages
+from lit_rl.cli.pipeline import load_stages
 
 FOLDER = Path(lit_rl.configs.__path__[0])
 FILES = sorted(str(path.relative_to(FOLDER))[: -len(".yaml")] for path in FOLDER.rglob("*.yaml"))

@@ -14,7 +14,7 @@ from lit_rl.algorithms import SFT
 from lit_rl.datamodules import Corpus, token_cache
 from lit_rl.datamodules.base import collate
 from lit_rl.datamodules.positions import PositionSpec
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.tasks.tokenizers import character_tokenizer
 from lit_rl.types import TokenBatch
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import tiny_spec
 
-from lit_rl.attention import use_attention
-from lit_rl.loading import load_tokenizer
-from lit_rl.policy import Policy
-from lit_rl.policy_check import check_policy
+from lit_rl.kernels.attention import use_attention
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.policy import Policy
+from lit_rl.sampling.check import check_policy
 from lit_rl.sampling import batch as decoding
 from lit_rl.sampling.sampler import SampleKey, Sampler
 from lit_rl.types import PromptBatch, Sample

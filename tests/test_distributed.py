@@ -86,7 +86,7 @@ def test_gradient_of_two_processes_is_that_of_one_in_float64(one, two, name):
 
 @pytest.mark.parametrize("name", [name for name in RUNS if "gradient" not in name])
 def test_two_processes_log_the_figures_of_one(one, two, name):
-    assert two[name]["figures"] == pytest.approx(one[name]["figures"], rel=1e-4, abs=1e-5)
+    assert two[name]["metrics"] == pytest.approx(one[name]["metrics"], rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if "gradient" in name])

@@ -12,20 +12,20 @@ import pytest
 import torch
 from conftest import quiet_trainer, tiny_spec
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_resume import Figures, Stopped, Stopper, assert_same_end, run
+from test_resume import StepValues, Stopped, Stopper, assert_same_end, run
 from test_types import PAD, prompts_of, rollouts_of
 from torch.utils.data import Dataset
 
 from lit_rl.algorithms import GRPO, SFT
 from lit_rl.callbacks import DynamicSampling
 from lit_rl.datamodules import PromptDataModule
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.hooks import RolloutCallback
-from lit_rl.objective import Objective
+from lit_rl.objectives.objective import Objective
 from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts, Support
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.strategy import FSDP2Strategy
+from lit_rl.models.sharding import FSDP2Strategy
 from lit_rl.types import PromptBatch, Sample
 
 RIGHT, WRONG = [1.0, 1.0], [0.0, 0.0]
@@ -96,19 +96,19 @@ def grpo(reward, **options):
 
 def looked(folder, callback, reward, steps=1, trainer=None, data=None, **options):
     """A run of a few steps, and all figures that were logged with each of them."""
-    look, figures, module = Look(), Figures(), grpo(reward, **options)
-    settings = {"max_steps": steps, "logger": figures, "callbacks": [callback, look], **(trainer or {})}
+    look, metrics, module = Look(), StepValues(), grpo(reward, **options)
+    settings = {"max_steps": steps, "logger": metrics, "callbacks": [callback, look], **(trainer or {})}
     quiet_trainer(folder, **settings).fit(module, data or Numbered(batch_size=4))
     sampling = {"kept", "dropped", "dropped_all_right", "dropped_all_wrong", "rounds"}
-    look.figures = [
+    look.metrics = [
         {name: by_name[f"sampling/{name}"] for name in sampling if f"sampling/{name}" in by_name}
-        for _, by_name in sorted(figures.by_step.items())
+        for _, by_name in sorted(metrics.by_step.items())
     ]
     return look
 
 
 def counted_groups(rollouts):
-    return rollouts.counted.view(-1, rollouts.group_size).tolist()
+    return rollouts.in_loss.view(-1, rollouts.group_size).tolist()
 
 
 def figures_of(kept, right, wrong, rounds):
@@ -133,8 +133,8 @@ def test_groups_of_equal_rewards_are_replaced_in_place_and_the_surplus_is_cut(tm
     look = looked(tmp_path, DynamicSampling(), Given({1: RIGHT, 2: WRONG}), steps=2)
     assert [each.prompts.numbers for each in look.rollouts] == [[0, 4, 5, 3], [8, 9, 10, 11]]
     assert look.rollouts[0].rewards.tolist() == pytest.approx([0.0, 0.1] * 4)
-    assert look.rollouts[0].counted.all()
-    assert look.figures == [figures_of(4, 1, 1, 1), figures_of(4, 0, 0, 0)]
+    assert look.rollouts[0].in_loss.all()
+    assert look.metrics == [figures_of(4, 1, 1, 1), figures_of(4, 0, 0, 0)]
 
 
 def test_fresh_prompts_are_drawn_until_the_batch_is_full(tmp_path):
@@ -142,7 +142,7 @@ def test_fresh_prompts_are_drawn_until_the_batch_is_full(tmp_path):
     reward = Given(dict.fromkeys((0, 1, 2, 3, 4, 5, 7, 8, 11), WRONG))
     look = looked(tmp_path, DynamicSampling(), reward)
     assert look.rollouts[0].prompts.numbers == [6, 9, 10, 12]
-    assert look.figures == [figures_of(4, 0, 9, 3)]
+    assert look.metrics == [figures_of(4, 0, 9, 3)]
 
 
 def test_a_batch_that_stays_short_keeps_its_size_and_masks_what_is_missing(tmp_path):
@@ -150,21 +150,21 @@ def test_a_batch_that_stays_short_keeps_its_size_and_masks_what_is_missing(tmp_p
     look = looked(tmp_path, DynamicSampling(max_rounds=1), reward)
     assert look.rollouts[0].prompts.numbers == [7, 1, 2, 3]
     assert counted_groups(look.rollouts[0]) == [[True, True], [False, False], [False, False], [True, True]]
-    assert look.figures == [figures_of(2, 3, 3, 1)]
+    assert look.metrics == [figures_of(2, 3, 3, 1)]
 
 
 def test_without_rounds_equal_groups_are_only_left_out(tmp_path):
     look = looked(tmp_path, DynamicSampling(max_rounds=0), Given({0: RIGHT, 3: WRONG}), steps=2)
     assert [each.prompts.numbers for each in look.rollouts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert counted_groups(look.rollouts[0]) == [[False, False], [True, True], [True, True], [False, False]]
-    assert look.figures[0] == figures_of(2, 1, 1, 0)
+    assert look.metrics[0] == figures_of(2, 1, 1, 0)
 
 
 def test_before_its_start_step_nothing_is_drawn_masked_or_counted(tmp_path):
     look = looked(tmp_path, DynamicSampling(start_step=9), Given({0: RIGHT}), steps=2)
     assert look.prompts == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert all(each.counted.all() for each in look.rollouts)
-    assert look.figures == [{}, {}]
+    assert all(each.in_loss.all() for each in look.rollouts)
+    assert look.metrics == [{}, {}]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_continuous_rewards_are_compared_exactly(tmp_path, rewards, dropped):
 @pytest.mark.parametrize(("reward", "right"), [(1.0, True), (0.01, True), (0.0, False), (-0.5, False)])
 def test_a_dropped_group_is_all_right_where_its_reward_is_above_0(tmp_path, reward, right):
     look = looked(tmp_path, DynamicSampling(), Given({2: [reward, reward]}))
-    assert look.figures == [figures_of(4, int(right), int(not right), 1)]
+    assert look.metrics == [figures_of(4, int(right), int(not right), 1)]
 
 
 def test_other_callbacks_see_fresh_prompts_and_the_finished_batch(tmp_path):
@@ -254,13 +254,13 @@ def test_the_reward_of_a_masked_group_changes_no_advantage_of_the_others(tmp_pat
 
 
 def test_rewards_in_the_log_are_those_of_the_finished_batch(tmp_path):
-    figures = Figures()
-    trainer = quiet_trainer(tmp_path, max_steps=1, logger=figures, callbacks=[DynamicSampling(max_rounds=1)])
+    metrics = StepValues()
+    trainer = quiet_trainer(tmp_path, max_steps=1, logger=metrics, callbacks=[DynamicSampling(max_rounds=1)])
     # 0 is replaced by 7, 1 stays: rewards 0 0.1, 1 1, 0 0.1, 0 0.1
     module = grpo(Given(dict.fromkeys((0, 1, 4, 5, 6), RIGHT)))
     trainer.fit(module, Numbered(batch_size=4))
-    assert figures.by_step[0]["reward"] == pytest.approx(2.3 / 8)
-    assert figures.by_step[0]["frac_reward_zero_std"] == 0.25
+    assert metrics.by_step[0]["reward"] == pytest.approx(2.3 / 8)
+    assert metrics.by_step[0]["frac_reward_zero_std"] == 0.25
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -268,7 +268,7 @@ def test_counters_are_logged_with_every_optimizer_step_of_a_rollout(tmp_path, ac
     options = {"epochs": 2, "minibatches": 2, "trainer": {"accumulate_grad_batches": accumulate}}
     look = looked(tmp_path, DynamicSampling(), Given({0: RIGHT, 9: WRONG, 10: WRONG}), steps=8, **options)
     # The first rollout is 4 1 2 3, the second one begins at 8 and takes 12 and 13.
-    assert look.figures == [figures_of(4, 1, 0, 1)] * 4 + [figures_of(4, 0, 2, 1)] * 4
+    assert look.metrics == [figures_of(4, 1, 0, 1)] * 4 + [figures_of(4, 0, 2, 1)] * 4
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_stop_and_resume_with_dynamic_sampling_changes_no_bit(tmp_path, stop):
         run(resumable, tmp_path, 16, [DynamicSampling(start_step=4), saver, Stopper(stop)], **options)
     resumed = run(resumable, tmp_path, 16, [DynamicSampling(start_step=4)], ckpt_path=tmp_path / "at.ckpt", **options)
     assert_same_end(whole, resumed, stop)
-    drawn = [figures["sampling/rounds"] for step, figures in sorted(whole[3].items()) if step >= 4]
+    drawn = [metrics["sampling/rounds"] for step, figures in sorted(whole[3].items()) if step >= 4]
     assert min(drawn) >= 1
     assert "sampling/rounds" not in whole[3][3]
 
@@ -324,16 +324,16 @@ def everything(seed):
     behind = torch.arange(width) >= torch.tensor([len(row) for row in rows])[:, None]
     floats = ("advantages", "old_logprobs", "ref_logprobs", "values", "returns")
     by_token = {name: torch.randn(shape).masked_fill(behind, 0) for name in floats}
-    by_row = {name: torch.rand(len(rows)) for name in ("rewards", "copies", "temperature")}
+    by_row = {name: torch.rand(len(rows)) for name in ("rewards", "multiplicity", "temperature")}
     return rollouts_of(
         prompts,
         members,
         rows,
         texts=[f"{seed} {row}" for row in range(len(rows))],
         parts={name: torch.rand(len(rows)) for name in ("correct", "format")},
-        counted=torch.rand(len(rows)) < 0.5,
+        in_loss=torch.rand(len(rows)) < 0.5,
         truncated=torch.rand(len(rows)) < 0.5,
-        focus=(torch.rand(shape) < 0.5) & ~behind,
+        gradient_mask=(torch.rand(shape) < 0.5) & ~behind,
         support=Support(torch.randint(0, 9, (int(counts.sum()),), dtype=torch.int32), counts),
         **by_token,
         **by_row,
@@ -376,16 +376,16 @@ def test_joined_prompts_are_padded_on_the_left_and_completions_on_the_right():
     assert joined.prompts.numbers == [100, 100, 101]
     assert joined.completion_ids.tolist() == [[1, 0], [2, 0], [3, 0], [3, 8], [8, 0], [9, 0]]
     assert joined.lengths.tolist() == [1, 1, 1, 2, 1, 1]
-    assert joined.prompt_index.tolist() == [0, 0, 1, 1, 2, 2]
+    assert joined.prompt.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_rollouts_without_options_are_joined_without_them():
     joined = Rollouts.join([rollouts_of(prompts_of([4]), 2, [[1], [2]]) for _ in range(2)])
-    assert (joined.support, joined.old_logprobs, joined.ref_logprobs, joined.focus) == (None, None, None, None)
+    assert (joined.support, joined.old_logprobs, joined.ref_logprobs, joined.gradient_mask) == (None, None, None, None)
     assert (joined.texts, joined.parts) == ([], {})
 
 
-@pytest.mark.parametrize("field", ["focus", "ref_logprobs", "support", "texts", "correct"])
+@pytest.mark.parametrize("field", ["gradient_mask", "ref_logprobs", "support", "texts", "correct"])
 @pytest.mark.parametrize("first", [True, False])
 def test_rollouts_of_which_only_some_have_a_field_are_not_joined(field, first):
     full, lacking = everything(1), everything(2)
@@ -408,7 +408,7 @@ def test_joined_prompts_keep_their_completions():
 
 def two_ranks(rewards, max_rounds, gather):
     """What the ranks of one run of two rollouts saw; of each batch of four prompts rank 0 has the even ones."""
-    look, figures = Look(), Figures()
+    look, metrics = Look(), StepValues()
     sgd = functools.partial(torch.optim.SGD, lr=0.1)
     module = GRPO(tiny_spec(gather=gather), Sampler(max_new_tokens=8), Given(rewards), optimizer=sgd, group_size=2)
     trainer = quiet_trainer(
@@ -416,14 +416,14 @@ def two_ranks(rewards, max_rounds, gather):
         max_steps=2,
         strategy=FSDP2Strategy() if gather == "layer" else "ddp",
         devices=2,
-        logger=figures,
+        logger=metrics,
         callbacks=[DynamicSampling(max_rounds=max_rounds), look],
     )
     trainer.fit(module, Numbered(batch_size=4))
     seen = {
         "numbers": [each.prompts.numbers for each in look.rollouts],
-        "counted": [counted_groups(each) for each in look.rollouts],
-        "figures": {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("sampling/")},
+        "in_loss": [counted_groups(each) for each in look.rollouts],
+        "metrics": {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("sampling/")},
     }
     ranks = [None, None]
     torch.distributed.all_gather_object(ranks, seen)
@@ -462,15 +462,15 @@ def test_ranks_draw_together_until_the_last_one_is_full(ranks):
     zero, one = ranks["one rank waits"]
     assert zero["numbers"] == [[8, 10], [12, 16]]
     assert one["numbers"] == [[1, 3], [13, 15]]
-    assert zero["counted"] == one["counted"] == [[[True, True]] * 2] * 2
+    assert zero["in_loss"] == one["in_loss"] == [[[True, True]] * 2] * 2
 
 
 def test_a_rank_that_stays_empty_is_masked_and_holds_up_no_other(ranks):
     zero, one = ranks["one rank stays empty"]
     assert zero["numbers"] == [[0, 2], [12, 14]]
     assert one["numbers"] == [[1, 3], [13, 15]]
-    assert zero["counted"] == [[[False, False]] * 2] * 2
-    assert one["counted"] == [[[True, True]] * 2] * 2
+    assert zero["in_loss"] == [[[False, False]] * 2] * 2
+    assert one["in_loss"] == [[[True, True]] * 2] * 2
 
 
 def test_counters_are_over_all_ranks(ranks):
@@ -478,7 +478,7 @@ def test_counters_are_over_all_ranks(ranks):
     for name, counts in {"one rank waits": (4, 1, 0, 1), "one rank stays empty": (2, 0, 6, 2)}.items():
         expected = {f"sampling/{figure}": value for figure, value in figures_of(*counts).items()}
         for seen in ranks[name]:
-            assert {figure: seen["figures"][figure] for figure in expected} == expected
+            assert {figure: seen["metrics"][figure] for figure in expected} == expected
 
 
 if __name__ == "__main__":

@@ -9,23 +9,25 @@ import pytest
 import torch
 from conftest import TINY, quiet_trainer, tiny_data, tiny_spec
 
-from lit_rl import entropy_cache, token_entropy
+from lit_rl.entropy import cache as entropy_cache
+from lit_rl.entropy import compute as token_entropy
 from lit_rl.algorithms import GRPO, SFT
 from lit_rl.callbacks import EntropyFilter
 from lit_rl.datamodules import PromptDataModule
 from lit_rl.datamodules.positions import Positions
-from lit_rl.entropy_cache import entropy_key, fill_entropies, is_complete, read_entropies
-from lit_rl.evaluation import Evaluation
+from lit_rl.entropy.cache import entropy_key, fill_entropies, is_complete, read_entropies
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.hooks import RolloutCallback
-from lit_rl.loading import PolicySpec, load_tokenizer
-from lit_rl.objective import Objective
-from lit_rl.policy import Policy
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.spec import PolicySpec
+from lit_rl.objectives.objective import Objective
+from lit_rl.models.policy import Policy
 from lit_rl.randomness import seeded
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.tasks.tokenizers import character_tokenizer
-from lit_rl.token_bytes import token_bytes
-from lit_rl.token_entropy import next_token_entropy, window_entropies
-from lit_rl.windows import slide
+from lit_rl.text.token_bytes import token_bytes
+from lit_rl.entropy.compute import next_token_entropy, window_entropies
+from lit_rl.text.windows import slide
 
 SHARP = {"initializer_range": 0.3}
 """Weights large enough that entropies differ."""
@@ -247,7 +249,7 @@ def test_a_quantile_leaves_out_that_share(policy, tmp_path):
     total = data.train_set.windows.num_targets
     assert len(data.train_set) == pytest.approx(total / 4, abs=1)
     assert expected_entropies(policy)[data.train_set.places].min() > np.quantile(expected_entropies(policy), 0.75)
-    assert callback._figures["entropy_filter/kept"] == pytest.approx(0.25, abs=0.01)
+    assert callback._metrics["entropy_filter/kept"] == pytest.approx(0.25, abs=0.01)
 
 
 def test_without_threshold_all_positions_stay_and_know_their_entropy(policy, tmp_path):
@@ -396,7 +398,7 @@ def sampled(tmp_path, objective=None, **options):
 def test_sampled_tokens_above_the_threshold_carry_the_gradient(tmp_path):
     rollouts, trainer = sampled(tmp_path, threshold=2.0)
     expected = rollouts.mask & (rollouts.entropies > 2.0)
-    assert torch.equal(rollouts.focus, expected)
+    assert torch.equal(rollouts.gradient_mask, expected)
     share = float(expected.sum() / rollouts.mask.sum())
     assert 0 < share < 1
     assert float(trainer.callback_metrics["entropy_filter/kept"]) == pytest.approx(share)
@@ -404,7 +406,7 @@ def test_sampled_tokens_above_the_threshold_carry_the_gradient(tmp_path):
 
 def test_a_quantile_of_sampled_tokens_is_taken_over_the_rollout(tmp_path):
     rollouts, _ = sampled(tmp_path, quantile=0.8)
-    assert float(rollouts.focus.sum() / rollouts.mask.sum()) == pytest.approx(0.2, abs=0.02)
+    assert float(rollouts.gradient_mask.sum() / rollouts.mask.sum()) == pytest.approx(0.2, abs=0.02)
 
 
 def test_a_filter_of_completions_and_top_entropy_are_refused_together(tmp_path):

@@ -10,12 +10,12 @@ import pytest
 import torch
 from math_runs import real_file
 
-from lit_rl.rewards import BoxedMath, FinalNumber
+from lit_rl.rewards import MathAnswer, FinalNumber
 from lit_rl.rewards.final_answer import read_value
 from lit_rl.rewards.math_judge import MathJudge, equal_answers
 from lit_rl.types import Sample
 
-NUMBER, BOXED = FinalNumber(), BoxedMath()
+NUMBER, BOXED = FinalNumber(), MathAnswer()
 
 
 def problem(reference, prompt="How many? End with #### 42.", number=0):
@@ -104,7 +104,7 @@ def test_equal_values_are_one_answer_of_a_majority_vote():
 
 
 def test_a_reference_that_is_no_number_is_refused_by_its_sample():
-    with pytest.raises(ValueError, match=r"reference 'x\+1' of sample 5 is no number.*BoxedMath"):
+    with pytest.raises(ValueError, match=r"reference 'x\+1' of sample 5 is no number.*MathAnswer"):
         NUMBER.is_right(Fraction(1), problem("x+1", number=5))
 
 
@@ -117,7 +117,7 @@ def test_the_gold_of_every_real_solution_is_read(name, count):
     assert sum(answer == gold for answer, gold in zip(read, golds, strict=True)) == len(golds) == count
 
 
-# --- BoxedMath -------------------------------------------------------------------------------------------------------
+# --- MathAnswer -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 import torch
 
-from lit_rl import logprobs
-from lit_rl.fused_head import LinearHead, kept_mask
-from lit_rl.logprobs import score_tokens
+from lit_rl.kernels import logprobs
+from lit_rl.kernels.fused_head import LinearHead, kept_mask
+from lit_rl.kernels.logprobs import score_tokens
 
 TOKENS, WIDTH, VOCABULARY = 9, 4, 6
 COUNTS = torch.tensor([0, 2, 3, 0, 1, 6, 2, 0, 4])

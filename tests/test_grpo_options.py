@@ -8,9 +8,9 @@ import slow_reference as slow
 import torch
 from grpo_runs import LIMIT, MOVING, SHARES, HalfLength, assert_same, policy_gradient, slow_rows, watched
 
-from lit_rl.objective import Correction, Objective
-from lit_rl.overlong import Overlong
-from lit_rl.policy import Policy
+from lit_rl.objectives.objective import Correction, Objective
+from lit_rl.objectives.overlong import Overlong
+from lit_rl.models.policy import Policy
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
 
@@ -26,7 +26,7 @@ def test_every_baseline_takes_a_step_on_the_advantages_of_the_slow_reference(tmp
     rollouts = watch.rollouts[0]
     rows = slow_rows(rollouts)
     nothing = [[0.0] * len(row.sampler) for row in rows]
-    found = slow.token_advantages(baseline, scale, 4, rollouts.rewards.tolist(), nothing, rollouts.counted.tolist())
+    found = slow.token_advantages(baseline, scale, 4, rollouts.rewards.tolist(), nothing, rollouts.in_loss.tolist())
     for row, advantages in zip(rows, found, strict=True):
         assert row.advantages == pytest.approx(advantages, abs=1e-5)
     assert_same(watch.gradients[0], policy_gradient(module, rollouts, rows), SHARES)
@@ -46,7 +46,7 @@ def test_the_kl_in_the_reward_is_taken_off_at_each_token(tmp_path, baseline, est
         )
     ]
     assert max(abs(penalty) for row in penalties for penalty in row) > 0.01
-    rewards, counted = rollouts.rewards.tolist(), rollouts.counted.tolist()
+    rewards, counted = rollouts.rewards.tolist(), rollouts.in_loss.tolist()
     found = slow.token_advantages(baseline, "none", 4, rewards, penalties, counted)
     for row, advantages in zip(slow_rows(rollouts), found, strict=True):
         assert row.advantages == pytest.approx(advantages, abs=1e-5)
@@ -56,8 +56,8 @@ def test_the_kl_in_the_reward_is_logged_and_has_no_gradient(tmp_path):
     options = {"optimizer": MOVING, "kl_coef": 0.5, "dtype": "float64", "steps": 4}
     _, plain = watched(tmp_path, **options | {"kl_coef": 0.0})
     _, watch = watched(tmp_path, objective=Objective(kl_in="reward"), **options)
-    assert all(figures["kl"] >= 0 for figures in watch.figures)
-    assert watch.figures[-1]["kl"] > 1e-3
+    assert all(metrics["kl"] >= 0 for figures in watch.metrics)
+    assert watch.metrics[-1]["kl"] > 1e-3
     # At the first step the policy is the reference: without a term in the loss nothing is left of the KL.
     assert_same(watch.gradients[0], plain.gradients[0], 1e-4)
 
@@ -124,11 +124,11 @@ def test_the_rewards_of_masked_rows_still_count_in_their_group(tmp_path):
 
 def test_the_penalty_of_long_completions_is_logged_and_taken_off_the_reward(tmp_path):
     _, watch = watched(tmp_path, overlong=Overlong("penalize", 0.5))
-    figures, lengths = watch.figures[0], watch.rollouts[0].lengths.tolist()
+    metrics, lengths = watch.metrics[0], watch.rollouts[0].lengths.tolist()
     penalty = -sum(max(0.0, length - LIMIT / 2) / (LIMIT / 2) for length in lengths) / len(lengths)
     assert penalty < 0
-    assert figures["rewards/overlong/mean"] == pytest.approx(penalty, rel=1e-6)
-    assert figures["reward"] == pytest.approx(figures["rewards/length/mean"] + penalty, rel=1e-6)
+    assert metrics["rewards/overlong/mean"] == pytest.approx(penalty, rel=1e-6)
+    assert metrics["reward"] == pytest.approx(metrics["rewards/length/mean"] + penalty, rel=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
@@ -139,8 +139,8 @@ def test_the_tokens_of_highest_entropy_alone_carry_the_policy_gradient(tmp_path,
     kept = sorted(entropies, reverse=True)[: round(share * len(entropies))]
     rows = slow_rows(rollouts)
     for row, entropies in zip(rows, rollouts.entropies.tolist(), strict=True):
-        row.focus = [entropy >= kept[-1] for entropy in entropies[: len(row.sampler)]]
-    assert len(kept) <= sum(sum(row.focus) for row in rows) < 1.2 * len(kept)  # ties
+        row.gradient_mask = [entropy >= kept[-1] for entropy in entropies[: len(row.sampler)]]
+    assert len(kept) <= sum(sum(row.gradient_mask) for row in rows) < 1.2 * len(kept)  # ties
     assert_same(watch.gradients[0], policy_gradient(module, rollouts, rows), SHARES)
 
 
@@ -171,11 +171,11 @@ def test_the_learners_own_logprobs_are_the_old_ones(tmp_path, correction):
 def test_an_honest_sampler_has_ratios_of_one_while_the_policy_moves(tmp_path, correction, minibatches):
     options = {"minibatches": minibatches, "optimizer": MOVING, "objective": Objective(correction=correction)}
     _, watch = watched(tmp_path, steps=4, **options)
-    for figures in watch.figures:
-        assert [figures[f"{RATIO}/{name}"] for name in ("min", "mean", "max")] == pytest.approx([1, 1, 1], abs=1e-3)
-        assert 0 <= figures["sampling/mismatch_kl"] < 1e-6
+    for figures in watch.metrics:
+        assert [metrics[f"{RATIO}/{name}"] for name in ("min", "mean", "max")] == pytest.approx([1, 1, 1], abs=1e-3)
+        assert 0 <= metrics["sampling/mismatch_kl"] < 1e-6
     if minibatches == 2:
-        assert watch.figures[1]["sampling/sampling_logp_difference/mean"] > 1e-3
+        assert watch.metrics[1]["sampling/sampling_logp_difference/mean"] > 1e-3
 
 
 def test_a_single_step_on_policy_scores_no_rollout_twice(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def shift(module, rollouts, number):
 def test_the_log_shows_a_sampler_that_says_something_else(tmp_path, level, minibatches):
     options = {"minibatches": minibatches, "objective": Objective(correction=Correction("truncate", level, high=10))}
     _, watch = watched(tmp_path, shift, steps=2 * minibatches, **options)
-    rollouts, figures = watch.rollouts[-1], watch.figures[-1]
+    rollouts, metrics = watch.rollouts[-1], watch.metrics[-1]
     lengths = rollouts.lengths.tolist()
     if minibatches == 2:
         lengths = lengths[len(lengths) // 2 :]
@@ -217,16 +217,16 @@ def test_the_log_shows_a_sampler_that_says_something_else(tmp_path, level, minib
     else:
         ratios, mean = [math.exp(0.1)], math.exp(0.1)
     expected = pytest.approx([min(ratios), mean, max(ratios)], rel=1e-3)
-    assert [figures[f"{RATIO}/{name}"] for name in ("min", "mean", "max")] == expected
-    assert figures["sampling/mismatch_kl"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
-    assert figures["sampling/sampling_logp_difference/mean"] == pytest.approx(0.1, rel=1e-3)
+    assert [metrics[f"{RATIO}/{name}"] for name in ("min", "mean", "max")] == expected
+    assert metrics["sampling/mismatch_kl"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
+    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.1, rel=1e-3)
 
 
 def test_groups_without_signal_do_not_dilute_what_the_log_says_of_the_sampler(tmp_path):
     options = {"objective": Objective(correction=Correction("truncate")), "reward": HalfLength()}
     _, watch = watched(tmp_path, shift, steps=2, **options)
-    assert watch.figures[-1]["sampling/mismatch_kl"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
-    assert watch.figures[-1][f"{RATIO}/mean"] == pytest.approx(math.exp(0.1), rel=1e-3)
+    assert watch.metrics[-1]["sampling/mismatch_kl"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
+    assert watch.metrics[-1][f"{RATIO}/mean"] == pytest.approx(math.exp(0.1), rel=1e-3)
 
 
 def test_groups_without_signal_do_not_dilute_the_kl_in_the_log(tmp_path):
@@ -240,7 +240,7 @@ def test_groups_without_signal_do_not_dilute_the_kl_in_the_log(tmp_path):
         for row, references in zip(rollouts.logprobs, rollouts.ref_logprobs, strict=True)
         for p, q in zip(row, references, strict=True)
     ]
-    assert watch.figures[-1]["kl"] == pytest.approx(sum(kl) / int(rollouts.lengths.sum()), rel=1e-3)
+    assert watch.metrics[-1]["kl"] == pytest.approx(sum(kl) / int(rollouts.lengths.sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize(("method", "weight"), [("truncate", 1.05), ("mask", 0.0)])
@@ -253,7 +253,7 @@ def test_a_weight_beyond_its_bound_is_cut_or_left_out(tmp_path, method, weight):
         row.sampler = [value + 0.1 for value in row.sampler]
     expected = weight * policy_gradient(module, rollouts, rows)
     assert float((watch.gradients[-1] - expected).norm()) <= SHARES * float(expected.norm())
-    assert watch.figures[-1][f"{RATIO}/max"] == pytest.approx(weight)
+    assert watch.metrics[-1][f"{RATIO}/max"] == pytest.approx(weight)
 
 
 def test_a_sampler_that_is_wrong_from_the_start_is_refused(tmp_path):

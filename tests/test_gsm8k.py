@@ -11,7 +11,7 @@ from lit_rl.datamodules import GSM8K
 from lit_rl.datamodules.jsonl import split_of
 from lit_rl.datamodules.positions import PositionSpec
 from lit_rl.rewards import FinalNumber
-from lit_rl.token_bytes import read_pieces
+from lit_rl.text.token_bytes import read_pieces
 
 
 def row(count, start=3):
@@ -222,15 +222,15 @@ def test_a_data_set_by_name_gives_the_same_samples(folder, tokenizer, tmp_path, 
 @pytest.mark.parametrize("algorithm", [SFT, GRPO])
 def test_it_trains_and_tests(tmp_path, folder, tokenizer, algorithm):
     data = GSM8K(folder, batch_size=4, eval_problems=4)
-    figures = train_and_test(tmp_path / "run", data, tokenizer, FinalNumber(), algorithm)
-    assert figures["loss"] > 1 if algorithm is SFT else figures["reward"] == 0
+    metrics = train_and_test(tmp_path / "run", data, tokenizer, FinalNumber(), algorithm)
+    assert metrics["loss"] > 1 if algorithm is SFT else metrics["reward"] == 0
 
 
 @pytest.mark.parametrize("algorithm", [SFT, GRPO])
 def test_the_real_files_train_and_test(tmp_path, tokenizer, algorithm):
     data = GSM8K(real_file("gsm8k_train.jsonl"), real_file("gsm8k_test.jsonl"), batch_size=4, eval_problems=4)
-    figures = train_and_test(tmp_path, data, tokenizer, FinalNumber(), algorithm)
-    assert figures["loss"] > 1 if algorithm is SFT else figures["reward"] == 0
+    metrics = train_and_test(tmp_path, data, tokenizer, FinalNumber(), algorithm)
+    assert metrics["loss"] > 1 if algorithm is SFT else metrics["reward"] == 0
 
 
 def test_the_real_files_are_split_80_to_20_and_nothing_is_lost(tokenizer):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_rl.kl import kl_estimate
-from lit_rl.losses import token_ratio
+from lit_rl.objectives.kl import kl_estimate
+from lit_rl.objectives.losses import token_ratio
 
 # --- one token ---------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from tiny_runs import refusal, tiny_config, write_yaml
 from torch.utils.data import DataLoader
 
 from lit_rl.algorithms import GRPO, SFT
-from lit_rl.callbacks import KLController
-from lit_rl.evaluation import Evaluation
-from lit_rl.objective import Objective
+from lit_rl.callbacks import AdaptiveKL
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.objectives.objective import Objective
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
 
@@ -73,24 +73,24 @@ def coefficients(folder, kls, controller, accumulate=1, kl_coef=1.0):
     ],
 )
 def test_the_coefficient_follows_the_kl_by_at_most_2_percent_a_step(tmp_path, kl, factor):
-    assert coefficients(tmp_path, [kl], KLController(target=0.1), kl_coef=0.5) == pytest.approx([0.5 * factor])
+    assert coefficients(tmp_path, [kl], AdaptiveKL(target=0.1), kl_coef=0.5) == pytest.approx([0.5 * factor])
 
 
 def test_the_gain_is_how_strongly_the_coefficient_reacts(tmp_path):
     # 1 + 2 * 0.2, 1 - 2 * 0.2 and 1 + 2 * 0.1
     for kl, factor in ((9.0, 1.4), (0.0, 0.6), (0.55, 1.2)):
-        assert coefficients(tmp_path, [kl], KLController(target=0.5, gain=2.0)) == pytest.approx([factor])
+        assert coefficients(tmp_path, [kl], AdaptiveKL(target=0.5, gain=2.0)) == pytest.approx([factor])
 
 
 def test_changes_of_the_coefficient_multiply(tmp_path):
     # 1.02, 1.02 * 1.02, 1.0404 * 0.98, 1.019592 * 1.01
-    seen = coefficients(tmp_path, [0.3, 0.3, 0.0, 0.11], KLController(target=0.1))
+    seen = coefficients(tmp_path, [0.3, 0.3, 0.0, 0.11], AdaptiveKL(target=0.1))
     assert seen == pytest.approx([1.02, 1.0404, 1.019592, 1.02978792])
 
 
 def test_the_coefficient_changes_once_an_optimizer_step_under_accumulation(tmp_path):
     # The first micro-batch of a step changes nothing, the second ends it: 1.02, then 1.02 * 0.98
-    seen = coefficients(tmp_path, [0.3, 0.0], KLController(target=0.1), accumulate=2)
+    seen = coefficients(tmp_path, [0.3, 0.0], AdaptiveKL(target=0.1), accumulate=2)
     assert seen == pytest.approx([1.0, 1.02, 1.02, 0.9996])
 
 
@@ -99,8 +99,8 @@ def test_the_coefficient_changes_once_an_optimizer_step_under_accumulation(tmp_p
 
 @pytest.mark.parametrize("options", [{"target": 0.0}, {"target": -0.1}, {"gain": 0.0}, {"gain": -0.1}, {"gain": 5.0}])
 def test_targets_and_gains_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=r"^KLController: target is .* and gain .*; write a target above 0 and a gain "):
-        KLController(**options)
+    with pytest.raises(ValueError, match=r"^AdaptiveKL: target is .* and gain .*; write a target above 0 and a gain "):
+        AdaptiveKL(**options)
 
 
 class Odd(Reward):
@@ -127,14 +127,14 @@ def fit(folder, module, *callbacks, ckpt_path=None, **options):
 
 @pytest.mark.parametrize("module", [lambda: grpo(kl_coef=0.0), lambda: SFT(tiny_spec())])
 def test_a_run_without_a_kl_term_is_refused(tmp_path, module):
-    with pytest.raises(ValueError, match=r"KLController needs a KL term to control; write model\.kl_coef above 0"):
-        fit(tmp_path, module(), KLController())
+    with pytest.raises(ValueError, match=r"AdaptiveKL needs a KL term to control; write model\.kl_coef above 0"):
+        fit(tmp_path, module(), AdaptiveKL())
 
 
 def test_a_run_without_a_kl_term_gets_one_line_on_the_command_line(tmp_path):
     config = write_yaml(tmp_path / "grpo.yaml", tiny_config(tmp_path / "run", algorithm="GRPO"))
-    message = refusal("fit", "--config", config, "--trainer.callbacks+=KLController")
-    assert message.startswith("lit-rl: KLController needs a KL term to control; write model.kl_coef above 0")
+    message = refusal("fit", "--config", config, "--trainer.callbacks+=AdaptiveKL")
+    assert message.startswith("lit-rl: AdaptiveKL needs a KL term to control; write model.kl_coef above 0")
 
 
 # --- in real runs ------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_run_without_the_controller_keeps_its_coefficient(tmp_path):
 def test_the_coefficient_of_a_run_follows_its_own_kl(tmp_path, accumulate, objective):
     # At the first step the policy is the reference, its KL 0; later on it is far above this target.
     module = grpo(objective=objective)
-    fit(tmp_path, module, KLController(target=1e-9), logger=logger(tmp_path), max_steps=3, accumulate_grad_batches=accumulate)
+    fit(tmp_path, module, AdaptiveKL(target=1e-9), logger=logger(tmp_path), max_steps=3, accumulate_grad_batches=accumulate)
     kls, coefs = logged(tmp_path)
     assert kls[0] == pytest.approx(0, abs=1e-12)
     assert min(kls[1:]) > 1e-8
@@ -174,7 +174,7 @@ def test_the_coefficient_of_a_run_follows_its_own_kl(tmp_path, accumulate, objec
 def test_the_coefficient_weighs_the_next_steps_kl(tmp_path):
     # One rollout, two passes over it: in both runs the second one sees the same policy, under another coefficient.
     losses = []
-    for controller in ([], [KLController(target=10.0, gain=4.9)]):
+    for controller in ([], [AdaptiveKL(target=10.0, gain=4.9)]):
         # 1 - 4.9 * 0.2 = 0.02 after the first step
         folder = tmp_path / str(len(losses))
         module = grpo(epochs=2, kl_coef=50.0)
@@ -190,13 +190,13 @@ def test_the_coefficient_weighs_the_next_steps_kl(tmp_path):
 
 def test_the_coefficient_is_in_the_checkpoint_and_goes_on_from_there(tmp_path):
     whole = grpo()
-    fit(tmp_path, whole, KLController(target=1e-9), max_steps=4)
+    fit(tmp_path, whole, AdaptiveKL(target=1e-9), max_steps=4)
     saver = ModelCheckpoint(tmp_path, filename="two", every_n_train_steps=2)
-    fit(tmp_path, grpo(), KLController(target=1e-9), saver, enable_checkpointing=True)
+    fit(tmp_path, grpo(), AdaptiveKL(target=1e-9), saver, enable_checkpointing=True)
     checkpoint = torch.load(tmp_path / "two.ckpt", weights_only=True)
-    assert checkpoint["callbacks"]["KLController"] == {"coef": pytest.approx(0.4998)}  # 0.5 * 0.98 * 1.02
+    assert checkpoint["callbacks"]["AdaptiveKL"] == {"coef": pytest.approx(0.4998)}  # 0.5 * 0.98 * 1.02
     resumed = grpo()
-    fit(tmp_path, resumed, KLController(target=1e-9), max_steps=4, ckpt_path=tmp_path / "two.ckpt")
+    fit(tmp_path, resumed, AdaptiveKL(target=1e-9), max_steps=4, ckpt_path=tmp_path / "two.ckpt")
     # 0.4998 * 1.02 * 1.02
     assert resumed.kl_coef == whole.kl_coef == pytest.approx(0.51999192)
 
@@ -206,14 +206,14 @@ def test_a_controller_that_joins_on_resuming_waits_for_the_end_of_a_step(tmp_pat
     fit(tmp_path, grpo(), saver, enable_checkpointing=True, accumulate_grad_batches=2)
     resumed = grpo()
     options = {"max_steps": 4, "accumulate_grad_batches": 2, "ckpt_path": tmp_path / "two.ckpt"}
-    fit(tmp_path, resumed, KLController(target=1e-9), **options)
+    fit(tmp_path, resumed, AdaptiveKL(target=1e-9), **options)
     # 0.5 * 1.02 * 1.02
     assert resumed.kl_coef == pytest.approx(0.5202)
 
 
 def test_a_checkpoint_from_before_the_first_step_keeps_the_configs_coefficient():
-    controller = KLController()
-    controller.load_state_dict(KLController().state_dict())
+    controller = AdaptiveKL()
+    controller.load_state_dict(AdaptiveKL().state_dict())
     module = grpo(kl_coef=0.3)
     controller.on_fit_start(pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), module)
     assert module.kl_coef == 0.3

@@ -10,12 +10,12 @@ from lit_rl.algorithms import GRPO, PPO, RPT, SFT
 from lit_rl.callbacks import HFExport, ShuffledRewards
 from lit_rl.datamodules import Arithmetic, ReasonedArithmetic
 from lit_rl.datamodules.positions import PositionSpec
-from lit_rl.evaluation import Evaluation
-from lit_rl.loading import PolicySpec
-from lit_rl.next_token import NextTokenEvaluation
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.spec import PolicySpec
+from lit_rl.evaluation.next_token import NextTokenEvaluation
 from lit_rl.rewards import PrefixMatch
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.schedule import Schedule
+from lit_rl.training.schedule import Schedule
 
 pytestmark = pytest.mark.learning
 

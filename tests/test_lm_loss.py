@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lit_rl.algorithms import GRPO, SFT
 from lit_rl.datamodules import PromptDataModule
-from lit_rl.evaluation import Evaluation
-from lit_rl.objective import Correction, Objective
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.objectives.objective import Correction, Objective
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.schedule import Schedule
+from lit_rl.training.schedule import Schedule
 from lit_rl.types import Sample
 
 
@@ -81,17 +81,17 @@ def test_the_log_shows_the_mean_over_the_targets_of_a_step(tmp_path, accumulate)
     _, alone = watched(tmp_path, **options)
     for step in range(2):
         expected = float(likelihood_loss(module, watch.prompts[step]).detach())
-        assert watch.figures[step]["lm_loss"] == pytest.approx(expected, rel=1e-6)
-        assert watch.figures[step]["loss"] == pytest.approx(alone.figures[step]["loss"] + 0.3 * expected, rel=1e-6)
+        assert watch.metrics[step]["lm_loss"] == pytest.approx(expected, rel=1e-6)
+        assert watch.metrics[step]["loss"] == pytest.approx(alone.metrics[step]["loss"] + 0.3 * expected, rel=1e-6)
 
 
 def test_without_it_no_figure_is_logged(tmp_path):
-    assert "lm_loss" not in watched(tmp_path)[1].figures[0]
+    assert "lm_loss" not in watched(tmp_path)[1].metrics[0]
 
 
 def test_it_raises_the_likelihood_of_true_completions(tmp_path):
     _, watch = watched(tmp_path, data=tiny_data(epoch_size=8), steps=10, lm_coef=1.0, reward=Equal(), optimizer=MOVING)
-    assert watch.figures[-1]["lm_loss"] < watch.figures[0]["lm_loss"] - 0.5
+    assert watch.metrics[-1]["lm_loss"] < watch.metrics[0]["lm_loss"] - 0.5
 
 
 class NoSolutions(PromptDataModule):

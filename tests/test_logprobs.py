@@ -7,9 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_rl import logprobs
-from lit_rl.fused_head import kept_mask
-from lit_rl.logprobs import distribution, entropy, score_tokens
+from lit_rl.kernels import logprobs
+from lit_rl.kernels.fused_head import kept_mask
+from lit_rl.kernels.logprobs import distribution, entropy, score_tokens
 
 TOKENS, WIDTH, VOCABULARY = 7, 3, 5
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_rl.losses import (
+from lit_rl.objectives.losses import (
     cispo_loss,
     clipped_surrogate,
     importance_weights,

@@ -1,11 +1,11 @@
-"""Figures against numbers worked out by hand and against counting every case."""
+"""StepValues against numbers worked out by hand and against counting every case."""
 
 from itertools import combinations
 
 import pytest
 import torch
 
-from lit_rl.metrics import Proportion, majority, pass_at_k, rollout_metrics, wilson_interval
+from lit_rl.evaluation.metrics import Proportion, majority, pass_at_k, rollout_metrics, wilson_interval
 from lit_rl.rollouts import Rollouts
 from lit_rl.types import PromptBatch, Sample
 

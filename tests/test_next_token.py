@@ -8,15 +8,15 @@ from lit_rl.algorithms import RPT
 from lit_rl.callbacks import Improvement
 from lit_rl.datamodules.base import PromptDataModule
 from lit_rl.datamodules.positions import Positions
-from lit_rl.loading import PolicySpec
-from lit_rl.metrics import Mean
-from lit_rl.next_token import NextTokenEvaluation
+from lit_rl.models.spec import PolicySpec
+from lit_rl.evaluation.metrics import Mean
+from lit_rl.evaluation.next_token import NextTokenEvaluation
 from lit_rl.rewards import AnswerFormat, PrefixMatch
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.tables import band_table
+from lit_rl.reports.tables import band_table
 from lit_rl.tasks.tokenizers import byte_tokenizer
-from lit_rl.token_bytes import token_bytes
-from lit_rl.windows import Windows
+from lit_rl.text.token_bytes import token_bytes
+from lit_rl.text.windows import Windows
 
 WHOLE = PrefixMatch(AnswerFormat(after="", opening="", closing=""))
 
@@ -61,33 +61,33 @@ def greedy_hits(module: RPT, data: Texts) -> list[bool]:
 
 
 def test_the_plain_accuracy_is_that_of_the_most_likely_token():
-    module, data, figures = evaluated()
-    assert 0 < figures["val/ntp_accuracy"] < 1
-    assert figures["val/ntp_accuracy"] == pytest.approx(sum(greedy_hits(module, data)) / 30)
+    module, data, metrics = evaluated()
+    assert 0 < metrics["val/ntp_accuracy"] < 1
+    assert metrics["val/ntp_accuracy"] == pytest.approx(sum(greedy_hits(module, data)) / 30)
 
 
 def test_bands_are_those_above_their_entropy_and_nested():
     entropies = torch.linspace(0, 2, 30)
-    module, data, figures = evaluated(entropies)
+    module, data, metrics = evaluated(entropies)
     hits = torch.tensor(greedy_hits(module, data)).float()
     for band, floor in {"easy": 0.5, "medium": 1.0, "hard": 1.5}.items():
-        assert figures[f"val/ntp_accuracy_{band}"] == pytest.approx(float(hits[entropies > floor].mean()))
+        assert metrics[f"val/ntp_accuracy_{band}"] == pytest.approx(float(hits[entropies > floor].mean()))
 
 
 def test_a_band_without_positions_has_no_figure():
-    _, _, figures = evaluated(torch.full((30,), 0.7))
+    _, _, metrics = evaluated(torch.full((30,), 0.7))
     assert "val/accuracy_easy" in figures
     assert "val/accuracy_medium" not in figures
 
 
 def test_without_entropies_there_are_no_bands():
-    _, _, figures = evaluated()
+    _, _, metrics = evaluated()
     assert "val/accuracy" in figures
     assert not [name for name in figures if "easy" in name]
 
 
 def test_accuracy_and_matched_tokens_are_those_of_the_greedy_continuations():
-    module, data, figures = evaluated()
+    module, data, metrics = evaluated()
     matched = []
     for place in range(len(data.val_set)):
         sample = data.val_set[place]
@@ -97,13 +97,13 @@ def test_accuracy_and_matched_tokens_are_those_of_the_greedy_continuations():
         said, follows = ids[len(sample.context) :], list(sample.target)
         matched.append(next((n for n in range(2) if said[n : n + 1] != follows[n : n + 1]), 2))
     assert 0 < sum(count == 2 for count in matched) < 30
-    assert figures["val/matched_tokens"] == pytest.approx(sum(matched) / 30)
-    assert figures["val/accuracy"] == pytest.approx(sum(count == 2 for count in matched) / 30)
+    assert metrics["val/matched_tokens"] == pytest.approx(sum(matched) / 30)
+    assert metrics["val/accuracy"] == pytest.approx(sum(count == 2 for count in matched) / 30)
 
 
 def test_pass_at_k_is_at_least_pass_at_1():
-    _, _, figures = evaluated(samples=4, temperature=1.0)
-    assert figures["val/pass@4"] >= figures["val/pass@1"]
+    _, _, metrics = evaluated(samples=4, temperature=1.0)
+    assert metrics["val/pass@4"] >= metrics["val/pass@1"]
 
 
 def test_a_mean_has_the_interval_of_its_standard_error():
@@ -130,6 +130,6 @@ def test_without_bands_there_is_no_table():
 
 
 def test_a_figure_that_is_no_share_is_not_shown_in_percent():
-    figures = {"value": 0.789, "low": 0.738, "high": 0.84, "step": 3}
-    assert Improvement("val/matched_tokens", percent=False)._line(figures) == "0.789 (0.738 to 0.840) at step 3"
-    assert Improvement()._line(figures) == "78.9 % (73.8 to 84.0) at step 3"
+    metrics = {"value": 0.789, "low": 0.738, "high": 0.84, "step": 3}
+    assert Improvement("val/matched_tokens", percent=False)._line(metrics) == "0.789 (0.738 to 0.840) at step 3"
+    assert Improvement()._line(metrics) == "78.9 % (73.8 to 84.0) at step 3"

@@ -9,10 +9,10 @@ import torch
 from conftest import quiet_trainer, tiny_spec
 from test_types import prompts_of
 
-from lit_rl.aggregation import counted_sequences, token_weights
+from lit_rl.objectives.aggregation import counted_sequences, token_weights
 from lit_rl.algorithms import GRPO
-from lit_rl.logprobs import TokenScores
-from lit_rl.objective import Correction, Objective
+from lit_rl.types import TokenScores
+from lit_rl.objectives.objective import Correction, Objective
 from lit_rl.rollouts import Rollouts
 
 EMPTY, SINGLE, UNCOUNTED = 1, 2, 3
@@ -52,7 +52,7 @@ class Batch:
         old = sampler + self.table(draw, -0.5, 0.5)
         signs = torch.tensor([[draw.choice([-1, -1, 0, 1, 1]) for _ in range(WIDTH)] for _ in self.lengths])
         advantages = self.table(draw, 0.2, 2) * signs
-        reference, focus = self.logprobs + self.table(draw, -1, 1), self.table(draw, 0, 1) < 0.5
+        reference, gradient_mask = self.logprobs + self.table(draw, -1, 1), self.table(draw, 0, 1) < 0.5
         self.rollouts = Rollouts(
             prompts_of([4], [5], [6], [7]),
             group_size=2,
@@ -65,10 +65,10 @@ class Batch:
             advantages=advantages,
             old_logprobs=old if stepped else None,
             ref_logprobs=reference if referenced else None,
-            focus=focus if focused else None,
-            counted=torch.arange(8) != UNCOUNTED,
+            gradient_mask=gradient_mask if focused else None,
+            in_loss=torch.arange(8) != UNCOUNTED,
         )
-        rows = zip(*map(self.cut, (sampler, advantages, old, reference, focus)), strict=True)
+        rows = zip(*map(self.cut, (sampler, advantages, old, reference, gradient_mask)), strict=True)
         self.rows = [
             slow.Row(s, a, o if stepped else None, r if referenced else [], f if focused else None, n != UNCOUNTED)
             for n, (s, a, o, r, f) in enumerate(rows)
@@ -181,7 +181,7 @@ def test_ratios_lie_on_both_sides_of_the_bounds_for_advantages_of_both_signs_and
     for seed in SEEDS:
         batch = Batch(seed)
         for row, logprobs in zip(batch.rows, batch.leaves(batch.logprobs), strict=True):
-            if row.counted and row.sampler:
+            if row.in_loss and row.sampler:
                 places = [r.item() for r in slow.ratios(o, logprobs, row.sampler)]
                 regions = [(r > 1 - o.clip_low) + (r > 1 + o.clip_high) + (r > (o.dual_clip or 9)) for r in places]
                 seen |= {(region, (a > 0) - (a < 0)) for region, a in zip(regions, row.advantages, strict=True)}
@@ -192,7 +192,7 @@ def test_ratios_lie_on_both_sides_of_the_bounds_for_advantages_of_both_signs_and
 def test_weights_of_the_sampler_lie_on_both_sides_of_their_bounds(c):
     wide = Correction("truncate", c.level, 0.0, 1e9)
     weights = [
-        w for seed in SEEDS for row in Batch(seed).rows if row.counted for w in slow.sampler_weights(wide, row.old, row.sampler)
+        w for seed in SEEDS for row in Batch(seed).rows if row.in_loss for w in slow.sampler_weights(wide, row.old, row.sampler)
     ]
     assert {(w < c.low) - (w > c.high) for w in weights} == {-1, 0, 1}
 
@@ -200,7 +200,7 @@ def test_weights_of_the_sampler_lie_on_both_sides_of_their_bounds(c):
 def test_some_rows_have_drifted_and_some_have_not():
     batches = [Batch(seed) for seed in SEEDS]
     rows = [(row, leaves) for b in batches for row, leaves in zip(b.rows, b.leaves(b.logprobs), strict=True) if row.sampler]
-    bad = [slow.has_drifted(row, leaves, THRESHOLD) for row, leaves in rows if row.counted and min(row.advantages) < 0]
+    bad = [slow.has_drifted(row, leaves, THRESHOLD) for row, leaves in rows if row.in_loss and min(row.advantages) < 0]
     assert set(bad) == {True, False}
 
 
@@ -209,9 +209,9 @@ def test_figures_are_the_shares_and_means_that_their_names_say():
     for seed in SEEDS:
         batch = Batch(seed)
         told = o.token_losses(TokenScores(batch.logprobs, batch.entropies, None), batch.rollouts, KL_COEF, 0.0)
-        figures = told.shares | told.means
-        told = {name: float(counted_tokens(value.double().expand(8, WIDTH), batch).mean()) for name, value in figures.items()}
-        rows = [(row, batch.leaves(batch.logprobs)[n]) for n, row in enumerate(batch.rows) if row.counted and row.sampler]
+        metrics = told.shares | told.means
+        told = {name: float(counted_tokens(value.double().expand(8, WIDTH), batch).mean()) for name, value in metrics.items()}
+        rows = [(row, batch.leaves(batch.logprobs)[n]) for n, row in enumerate(batch.rows) if row.in_loss and row.sampler]
         tokens = [
             (r.item(), a, slow.has_drifted(row, new, THRESHOLD), slow.kl("k3", p, q), slow.kl("k3", p.new_tensor(s), before))
             for row, new in rows
@@ -253,7 +253,7 @@ def scored_rollouts(seed: int) -> Rollouts:
         temperature=torch.ones(12, dtype=torch.float64),
         rewards=rewards,
         ref_logprobs=-second,
-        counted=torch.arange(12) != UNCOUNTED,
+        in_loss=torch.arange(12) != UNCOUNTED,
     )
 
 
@@ -279,8 +279,8 @@ def test_advantages_are_those_of_the_slow_reference(tmp_path, baseline, scale):
                 for p, q, length in zip(rollouts.logprobs, rollouts.ref_logprobs, rollouts.lengths.tolist(), strict=True)
             )
         ]
-        rewards, counted = rollouts.rewards.tolist(), rollouts.counted.tolist()
-        module.finish_rollouts(rollouts)
+        rewards, counted = rollouts.rewards.tolist(), rollouts.in_loss.tolist()
+        module.add_advantages(rollouts)
         found = slow.token_advantages(baseline, scale, 4, rewards, penalties, counted)
         for n, row in enumerate(found):
             weighted = [a * negative if a < 0 else a for a in row]

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from test_types import prompts_of
 from torch import Tensor
 
-from lit_rl.aggregation import counted_sequences, token_weights
+from lit_rl.objectives.aggregation import counted_sequences, token_weights
 from lit_rl.algorithms import GRPO
-from lit_rl.kl import kl_estimate
-from lit_rl.logprobs import TokenScores, entropy
-from lit_rl.objective import Correction, Objective
+from lit_rl.objectives.kl import kl_estimate
+from lit_rl.types import TokenScores, entropy
+from lit_rl.objectives.objective import Correction, Objective
 from lit_rl.rollouts import Rollouts
 
 LIMIT, VOCABULARY = 6, 3
@@ -74,11 +74,11 @@ def rollouts(draw, least=1) -> Rollouts:
         entropies=table(0, 1),
         temperature=torch.ones(rows, dtype=torch.float64),
         rewards=torch.tensor(draw(st.lists(st.floats(-3, 3), min_size=rows, max_size=rows)), dtype=torch.float64),
-        counted=torch.tensor(draw(st.lists(st.booleans(), min_size=rows, max_size=rows))),
+        in_loss=torch.tensor(draw(st.lists(st.booleans(), min_size=rows, max_size=rows))),
         advantages=table(-2, 2).round(decimals=draw(st.integers(0, 3))),
         old_logprobs=table(-2, -0.1) if draw(st.booleans()) else None,
         ref_logprobs=table(-2, -0.1) if draw(st.booleans()) else None,
-        focus=(table(0, 1) > 0.5) if draw(st.booleans()) else None,
+        gradient_mask=(table(0, 1) > 0.5) if draw(st.booleans()) else None,
     )
 
 
@@ -88,7 +88,7 @@ def twins(rows: Rollouts, name: str | None) -> Rollouts:
     made = rows._rows(place - (place % rows.group_size == 1).long(), rows.prompts)
     value = getattr(rows, name) if name else None
     if value is not None:
-        setattr(made, name, value if name == "counted" else value[:, : made.mask.shape[1]] * made.mask)
+        setattr(made, name, value if name == "in_loss" else value[:, : made.mask.shape[1]] * made.mask)
     return made
 
 
@@ -101,7 +101,7 @@ class Tabular:
         self.logits = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     def score(self, rows: Rollouts) -> TokenScores:
-        problem = torch.tensor(rows.prompts.numbers)[rows.prompt_index] - 100
+        problem = torch.tensor(rows.prompts.numbers)[rows.prompt] - 100
         mask = rows.mask
         logp = self.logits.log_softmax(-1)[problem][:, : mask.shape[1]]
         picked = logp.gather(2, rows.completion_ids[:, : logp.shape[1], None])[..., 0]
@@ -111,7 +111,7 @@ class Tabular:
 def shares(o: Objective, rows: Rollouts, step: Rollouts) -> Tensor:
     """Each token's share of the loss of the step that the rows are a part of."""
     tokens, sequences = int(step.loss_mask.sum()), int(counted_sequences(step.loss_mask, o.aggregation).sum())
-    return token_weights(rows.loss_mask, o.aggregation, tokens, sequences, LIMIT, torch.float64) * rows.copies[:, None]
+    return token_weights(rows.loss_mask, o.aggregation, tokens, sequences, LIMIT, torch.float64) * rows.multiplicity[:, None]
 
 
 def gradient(o: Objective, coefs: tuple[float, float], parts: list[Rollouts], step: Rollouts, scale: float = 1.0) -> Tensor:
@@ -173,7 +173,7 @@ def test_the_gradient_does_not_depend_on_padding(o, coefs, rows, columns, conten
     assert width + columns == losses.shape[1]
 
 
-@pytest.mark.parametrize("name", [None, "logprobs", "advantages", "old_logprobs", "ref_logprobs", "focus", "counted"])
+@pytest.mark.parametrize("name", [None, "logprobs", "advantages", "old_logprobs", "ref_logprobs", "gradient_mask", "in_loss"])
 @MANY
 @given(objectives(), COEFS, rollouts())
 def test_the_gradient_does_not_depend_on_merging_equal_rows(name, o, coefs, rows):
@@ -196,7 +196,7 @@ def by_logprobs(o: Objective, rows: Rollouts, logprobs: Tensor) -> tuple[Tensor,
 @given(objectives(kl=False), rollouts())
 def test_every_surrogate_is_the_plain_policy_gradient_on_policy(o, rows):
     rows.old_logprobs = None if rows.old_logprobs is None else rows.logprobs
-    kept = torch.ones_like(rows.mask) if rows.focus is None else rows.focus
+    kept = torch.ones_like(rows.mask) if rows.gradient_mask is None else rows.gradient_mask
     assert_close(by_logprobs(o, rows, rows.logprobs)[1], -rows.advantages * shares(o, rows, rows) * kept)
 
 
@@ -235,7 +235,7 @@ def test_a_group_of_equal_rewards_has_no_gradient_at_all(trainer, o, rows, basel
     module.trainer = trainer
     rows.rewards[: rows.group_size] = reward
     rows.ref_logprobs = rows.old_logprobs = None
-    module.finish_rollouts(rows)
+    module.add_advantages(rows)
     _, slope = by_logprobs(o, rows, rows.logprobs + torch.linspace(-1, 1, rows.mask.shape[1]))
     assert not slope[: rows.group_size].any()
 

@@ -9,7 +9,7 @@ from lit_rl.algorithms import GRPO, SFT
 from lit_rl.datamodules import OmniMath
 from lit_rl.datamodules.jsonl import split_of
 from lit_rl.datamodules.positions import PositionSpec
-from lit_rl.rewards import BoxedMath
+from lit_rl.rewards import MathAnswer
 from lit_rl.rewards.math_judge import MathJudge
 
 DOMAINS = [
@@ -180,15 +180,15 @@ def test_shares_that_leave_nothing_to_train_on_are_refused():
 @pytest.mark.parametrize("algorithm", [SFT, GRPO])
 def test_it_trains_and_tests(tmp_path, path, tokenizer, algorithm):
     data = OmniMath(path, batch_size=4, eval_problems=4)
-    figures = train_and_test(tmp_path, data, tokenizer, BoxedMath(), algorithm)
-    assert figures["loss"] > 1 if algorithm is SFT else figures["reward"] == 0
+    metrics = train_and_test(tmp_path, data, tokenizer, MathAnswer(), algorithm)
+    assert metrics["loss"] > 1 if algorithm is SFT else metrics["reward"] == 0
 
 
 @pytest.mark.parametrize("algorithm", [SFT, GRPO])
 def test_the_real_file_trains_and_tests(tmp_path, tokenizer, algorithm):
     data = OmniMath(real_file("omni_math_rule.jsonl"), max_difficulty=2.0, batch_size=4, eval_problems=4)
-    figures = train_and_test(tmp_path, data, tokenizer, BoxedMath(), algorithm)
-    assert figures["loss"] > 1 if algorithm is SFT else figures["reward"] == 0
+    metrics = train_and_test(tmp_path, data, tokenizer, MathAnswer(), algorithm)
+    assert metrics["loss"] > 1 if algorithm is SFT else metrics["reward"] == 0
 
 
 def test_the_real_file_is_filtered_by_difficulty(tokenizer):

@@ -7,9 +7,9 @@ from conftest import tiny_spec
 from tiny_runs import refusal, tiny_config, write_yaml
 
 from lit_rl.algorithms import GRPO
-from lit_rl.loading import LoRASpec
-from lit_rl.objective import Correction, Objective
-from lit_rl.overlong import Overlong
+from lit_rl.models.spec import LoRASpec
+from lit_rl.objectives.objective import Correction, Objective
+from lit_rl.objectives.overlong import Overlong
 from lit_rl.sampling.sampler import Sampler
 
 BASELINES = ["group", "leave_one_out", "phantom_zero", "batch", "none"]

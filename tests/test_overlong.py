@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_rl.overlong import Overlong, soft_overlong_penalty
+from lit_rl.objectives.overlong import Overlong, soft_overlong_penalty
 from lit_rl.rollouts import Rollouts
 from lit_rl.types import PromptBatch, Sample
 
@@ -71,7 +71,7 @@ def test_a_buffer_of_less_than_a_token_penalizes_the_limit_alone():
 def test_keeping_changes_nothing():
     done = applied("keep")
     assert done.rewards.tolist() == [1.0, 0.0, 1.0, 1.0]
-    assert done.counted.tolist() == [True, True, True, True]
+    assert done.in_loss.tolist() == [True, True, True, True]
     assert list(done.parts) == ["correct"]
 
 
@@ -84,7 +84,7 @@ def test_completions_are_kept_by_default():
 
 def test_masking_leaves_truncated_completions_out_of_the_loss():
     done = applied("mask")
-    assert done.counted.tolist() == [True, True, True, False]
+    assert done.in_loss.tolist() == [True, True, True, False]
     assert done.loss_mask.sum(1).tolist() == [3, 4, 6, 0]
 
 
@@ -96,9 +96,9 @@ def test_masking_leaves_the_rewards_as_they_are():
 
 def test_masking_keeps_out_what_was_left_out_before():
     done = rollouts()
-    done.counted = torch.tensor([False, True, True, True])
+    done.in_loss = torch.tensor([False, True, True, True])
     Overlong("mask").apply(done, LIMIT)
-    assert done.counted.tolist() == [False, True, True, False]
+    assert done.in_loss.tolist() == [False, True, True, False]
 
 
 # --- penalize ----------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_the_penalty_is_a_part_of_the_reward_of_its_own():
 
 
 def test_penalized_completions_count_in_the_loss():
-    assert applied("penalize", buffer=0.5).counted.tolist() == [True, True, True, True]
+    assert applied("penalize", buffer=0.5).in_loss.tolist() == [True, True, True, True]
 
 
 def test_penalized_rewards_stay_in_single_precision():

@@ -7,11 +7,12 @@ import torch
 from conftest import tiny_spec
 from test_types import rollouts_of
 
-from lit_rl.export import export_policy, whole_weights
-from lit_rl.loading import LoRASpec, load_tokenizer
-from lit_rl.packing import Packed, _parts
-from lit_rl.policy import Policy
-from lit_rl.policy_check import check_policy
+from lit_rl.models.export import export_policy, whole_weights
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.spec import LoRASpec
+from lit_rl.kernels.packing import Packed, _parts
+from lit_rl.models.policy import Policy
+from lit_rl.sampling.check import check_policy
 from lit_rl.rollouts import Rollouts
 from lit_rl.types import PromptBatch, Sample, TokenBatch
 
@@ -83,9 +84,9 @@ def test_whole_sequences_are_scored_as_padded_ones(model_type):
     for completion_only in (True, False):
         rows = TokenBatch.from_prompts(batch, 0, completion_only)
         policy.packs = True
-        packed = policy.score_batch(rows)
+        packed = policy.score_sequences(rows)
         policy.packs = False
-        padded = policy.score_batch(rows)
+        padded = policy.score_sequences(rows)
         assert torch.allclose(packed.logprobs, padded.logprobs, atol=1e-6)
         assert torch.equal(packed.hits, padded.hits)
 
@@ -175,16 +176,16 @@ def test_the_layout_of_two_prompts_and_three_rows():
     assert packed.last_of_prompts.tolist() == [1, 2]
     assert packed.prompts.tolist() == [[0, 1], [2, 0]]
     assert packed.rows.tolist() == [[3, 4], [0, 0], [5, 0]]
-    # Rows of unequal length are apart, the shorter one first; a row without tokens is in no grid.
-    prompts, short, long = packed.grids
-    assert [grid.cells.tolist() for grid in (prompts, short, long)] == [[[0, 1], [2, 0]], [[5]], [[3, 4]]]
+    # Rows of unequal length are apart, the shorter one first; a row without tokens is in no layout.
+    prompts, short, long = packed.layouts
+    assert [layout.cells.tolist() for layout in (prompts, short, long)] == [[[0, 1], [2, 0]], [[5]], [[3, 4]]]
     # The first row: its prompt's two tokens and, causally, its own.
     assert long.mask(0)[0, 0].tolist() == [[True, True, True, False], [True, True, True, True]]
     # The third: its prompt's only token, not the padding behind it.
     assert short.mask(0)[0, 0].tolist() == [[True, False, True]]
     # A window of two: 9 at place 3 sees places 2 and 3.
     assert long.mask(2)[0, 0, 1].tolist() == [False, False, True, True]
-    # Cells of the three grids in a row: prompts 0 to 3, the short row 4, the long one 5 and 6.
+    # Cells of the three layouts in a row: prompts 0 to 3, the short row 4, the long one 5 and 6.
     assert packed.back.tolist() == [0, 1, 2, 5, 6, 4]
 
 

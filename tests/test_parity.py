@@ -12,12 +12,13 @@ from conftest import tiny_spec
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from lit_rl.advantages import group_advantages
-from lit_rl.aggregation import counted_sequences, token_weights
-from lit_rl.loading import PolicySpec, load_model, load_tokenizer
-from lit_rl.objective import Correction, Objective, top_entropy_mask
-from lit_rl.overlong import Overlong
-from lit_rl.policy import Policy
+from lit_rl.objectives.advantages import group_advantages
+from lit_rl.objectives.aggregation import counted_sequences, token_weights
+from lit_rl.models.loading import load_model, load_tokenizer
+from lit_rl.models.spec import PolicySpec
+from lit_rl.objectives.objective import Correction, Objective, top_entropy_mask
+from lit_rl.objectives.overlong import Overlong
+from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts, Support
 from lit_rl.types import PromptBatch, Sample
 
@@ -137,7 +138,7 @@ def lit_rl(
     advantages = group_advantages(rollouts.rewards.view(-1, GROUP), scale=scale)
     rollouts.advantages = advantages.view(-1, 1) * mask
     if objective.top_entropy < 1:
-        rollouts.focus = top_entropy_mask(rollouts.entropies, mask, rollouts.entropies[mask], objective.top_entropy)
+        rollouts.gradient_mask = top_entropy_mask(rollouts.entropies, mask, rollouts.entropies[mask], objective.top_entropy)
     if not kl:
         rollouts.ref_logprobs = None
     pieces = [rollouts.select(list(part)) for part in parts]

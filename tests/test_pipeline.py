@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
 
-from lit_rl.curves import draw_curves, read_curve
-from lit_rl.pipeline import load_stages
+from lit_rl.reports.curves import draw_curves, read_curve
+from lit_rl.cli.pipeline import load_stages
 
 CHECKPOINTS = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
 
@@ -92,9 +92,9 @@ def csv_steps(stage: Path, version: str):
     header, *rows = (stage / "logs" / version / "metrics.csv").read_text().splitlines()
     names = header.split(",")
     for row in rows:
-        figures = dict(zip(names, row.split(","), strict=True))
-        if figures["loss"]:
-            yield int(figures["step"])
+        metrics = dict(zip(names, row.split(","), strict=True))
+        if metrics["loss"]:
+            yield int(metrics["step"])
 
 
 def test_a_finished_pipeline_has_nothing_to_do(story):
@@ -122,15 +122,15 @@ def test_a_stage_starts_from_the_export_of_an_earlier_one(story):
 def test_the_report_tells_before_and_after_with_intervals_steps_and_seconds(story):
     report = story.finished["report"]["grpo"]
     for figures in (report["before"], report["after"]):
-        assert 0 <= figures["low"] <= figures["value"] <= figures["high"] <= 1
+        assert 0 <= metrics["low"] <= metrics["value"] <= metrics["high"] <= 1
     assert (report["before"]["step"], report["after"]["step"], report["steps"]) == (0, 4, 4)
     assert 0 < report["seconds"] < report["process_seconds"] + 60
     assert report["improvement"] == report["after"]["value"] - report["before"]["value"]
 
 
 def test_the_report_of_a_test_holds_its_figures(story):
-    figures = story.finished["report"]["test"]["figures"]
-    assert figures["test/accuracy_low"] <= figures["test/accuracy"] <= figures["test/accuracy_high"]
+    metrics = story.finished["report"]["test"]["metrics"]
+    assert metrics["test/accuracy_low"] <= metrics["test/accuracy"] <= metrics["test/accuracy_high"]
 
 
 def test_the_baseline_of_a_stage_is_where_the_earlier_one_ended(story):

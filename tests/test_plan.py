@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_rl.plan import BatchPlan, balanced_parts
+from lit_rl.training.batch_plan import BatchPlan, balanced_parts
 
 
 def plan(prompts: int, ranks: int = 1, minibatches: int = 1, accumulate: int = 1, epochs: int = 1) -> BatchPlan:

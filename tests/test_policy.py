@@ -5,9 +5,10 @@ import torch
 from conftest import tiny_spec
 from torch import Tensor, nn
 
-from lit_rl.loading import LoRASpec, end_tokens, load_tokenizer
-from lit_rl.policy import Policy
-from lit_rl.reference import Reference
+from lit_rl.models.loading import end_tokens, load_tokenizer
+from lit_rl.models.spec import LoRASpec
+from lit_rl.models.policy import Policy
+from lit_rl.models.reference import Reference
 from lit_rl.rollouts import Rollouts, Support
 from lit_rl.types import PromptBatch, Sample, TokenBatch
 
@@ -63,7 +64,7 @@ def ragged(policy: Policy, **fields) -> Rollouts:
 def row_by_row(policy: Policy, rollouts: Rollouts) -> Tensor:
     """Log-probabilities (N, T) from one plain forward per row: no padding, no cache, the model's own logits."""
     rows = []
-    for row, owner in enumerate(rollouts.prompt_index.tolist()):
+    for row, owner in enumerate(rollouts.prompt.tolist()):
         prompt = rollouts.prompts.ids[owner][rollouts.prompts.mask[owner]]
         completion = rollouts.completion_ids[row, : rollouts.lengths[row]]
         logits = policy.model(input_ids=torch.cat([prompt, completion])[None], use_cache=False).logits[0]
@@ -196,7 +197,7 @@ def test_targets_of_whole_sequences_are_scored_as_plain_rows():
     ids = torch.randint(3, policy.vocabulary, (3, 6))
     lengths = torch.tensor([6, 2, 4])
     target = torch.tensor([[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0]]).bool()
-    logprobs = policy.score_batch(TokenBatch(ids, lengths, target)).logprobs
+    logprobs = policy.score_sequences(TokenBatch(ids, lengths, target)).logprobs
     for row, length in enumerate(lengths.tolist()):
         logp = policy.model(input_ids=ids[row : row + 1, :length]).logits[0].log_softmax(-1)
         picked = logp[:-1].gather(1, ids[row, 1:length, None])[:, 0]

@@ -12,16 +12,16 @@ from test_types import rollouts_of
 from torch import Tensor, nn
 
 from lit_rl.algorithms import GRPO, RPT
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.hooks import RolloutCallback
-from lit_rl.loading import LoRASpec
+from lit_rl.models.spec import LoRASpec
 from lit_rl.rewards import AnswerFormat, DensePrefixMatch, InformationGain, PrefixMatch, Reward, WeightedSum
 from lit_rl.rewards.base import RewardError, score_rollouts
 from lit_rl.rewards.dense import first_token, vocabulary_bytes
 from lit_rl.rewards.information_gain import WeightAverage, thought_end
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.token_bytes import write_pieces
+from lit_rl.text.token_bytes import write_pieces
 from lit_rl.types import PromptBatch, Sample
 
 ANSWER = AnswerFormat(after="<answer>", opening="(", closing=")")

@@ -12,16 +12,16 @@ from slow_reference import kl, step_loss
 from tiny_runs import lit_rl
 
 from lit_rl.algorithms import PPO
-from lit_rl.callbacks import DynamicSampling, HFExport, KLController
-from lit_rl.curves import read_curve
-from lit_rl.evaluation import Evaluation
-from lit_rl.loading import LoRASpec, PolicySpec
-from lit_rl.objective import Objective
-from lit_rl.overlong import Overlong
+from lit_rl.callbacks import DynamicSampling, HFExport, AdaptiveKL
+from lit_rl.reports.curves import read_curve
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.spec import LoRASpec, PolicySpec
+from lit_rl.objectives.objective import Objective
+from lit_rl.objectives.overlong import Overlong
 from lit_rl.rewards import Reward
 from lit_rl.rewards.answers import rows_samples
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.schedule import Schedule
+from lit_rl.training.schedule import Schedule
 
 
 def ppo(dtype="float32", policy=None, **options) -> PPO:
@@ -48,7 +48,7 @@ def own_values(module: PPO, rollouts) -> list[list[float]]:
     critic = module.critic or module.policy
     rows = []
     for n, length in enumerate(rollouts.lengths.tolist()):
-        owner = int(rollouts.prompt_index[n])
+        owner = int(rollouts.prompt[n])
         prompt = rollouts.prompts.ids[owner][rollouts.prompts.mask[owner]]
         ids = torch.cat([prompt, rollouts.completion_ids[n, :length]])
         with torch.no_grad():
@@ -154,18 +154,18 @@ def test_the_gradient_is_that_of_the_slow_reference(tmp_path, value_clip, critic
 
 def test_the_ratio_is_one_at_the_first_minibatch_of_every_rollout(tmp_path):
     watch = fit(tmp_path, ppo(), steps=12)
-    first, later = [watch.figures[step] for step in (0, 4, 8)], [watch.figures[step] for step in (3, 7, 11)]
+    first, later = [watch.metrics[step] for step in (0, 4, 8)], [watch.metrics[step] for step in (3, 7, 11)]
     for figures in first:
-        assert figures["sampling/sampling_logp_difference/mean"] < 1e-5
-        assert figures["approx_kl"] < 1e-8
-        assert figures["clip_ratio/region_mean"] == 0
-    assert all(figures["sampling/sampling_logp_difference/mean"] > 1e-3 for figures in later)
+        assert metrics["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert metrics["approx_kl"] < 1e-8
+        assert metrics["clip_ratio/region_mean"] == 0
+    assert all(metrics["sampling/sampling_logp_difference/mean"] > 1e-3 for figures in later)
 
 
 def test_the_kl_is_never_negative_in_any_row(tmp_path):
     watch = fit(tmp_path, ppo(kl_coef=0.1), steps=12)
-    assert all(figures["kl"] >= 0 and figures["approx_kl"] >= 0 for figures in watch.figures)
-    assert watch.figures[-1]["kl"] > 1e-4
+    assert all(metrics["kl"] >= 0 and metrics["approx_kl"] >= 0 for figures in watch.metrics)
+    assert watch.metrics[-1]["kl"] > 1e-4
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -191,7 +191,7 @@ def test_a_rollout_is_left_where_the_policy_has_gone_too_far(tmp_path):
     assert len(free.rollouts) == 2  # four steps each
     # The first step has a KL of 0, the second one sees what it did, is taken, and is the last.
     assert len(held.rollouts) == 4
-    assert [figures["approx_kl"] > 1e-6 for figures in held.figures] == [False, True] * 4
+    assert [metrics["approx_kl"] > 1e-6 for figures in held.metrics] == [False, True] * 4
 
 
 def test_a_target_that_is_never_passed_changes_nothing(tmp_path):
@@ -246,7 +246,7 @@ def test_a_critic_learns_a_value_function_that_is_known(tmp_path):
     settings = {"critic": tiny_spec(), "critic_lr": 3e-3, "critic_warmup": 1000, "lam": 1.0, "bootstrap": False}
     module = ppo(reward=Sums(), epochs=2, minibatches=1, value_coef=1.0, value_clip=0.0, **settings)
     watch = fit(tmp_path, module, steps=80, data=tiny_data(batch_size=64, epoch_size=6400))
-    explained = [figures["critic/explained_variance"] for figures in watch.figures[::2]]
+    explained = [metrics["critic/explained_variance"] for figures in watch.metrics[::2]]
     assert explained[0] == pytest.approx(0.0, abs=1e-3)
     assert min(explained[-3:]) > 0.8
     last = watch.rollouts[-1]
@@ -289,11 +289,11 @@ def test_equal_completions_are_computed_once_with_the_same_gradient(tmp_path, mo
     apart = run(tmp_path)
     for one, other in zip(merged.gradients, apart.gradients, strict=True):
         assert float((one - other).norm() / other.norm()) < 1e-5
-    assert apart.figures[-1]["approx_kl"] > 1e-4
-    assert apart.figures[-1]["critic/clip_ratio"] > 0
-    timeless = {name for name in apart.figures[-1] if not name.startswith(("time/", "perf/"))}
+    assert apart.metrics[-1]["approx_kl"] > 1e-4
+    assert apart.metrics[-1]["critic/clip_ratio"] > 0
+    timeless = {name for name in apart.metrics[-1] if not name.startswith(("time/", "perf/"))}
     for name in timeless:
-        assert merged.figures[-1][name] == pytest.approx(apart.figures[-1][name], rel=1e-4, abs=1e-6), name
+        assert merged.metrics[-1][name] == pytest.approx(apart.metrics[-1][name], rel=1e-4, abs=1e-6), name
 
 
 # --- with the other parts ----------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_a_critic_of_its_own_is_exported_beside_the_policy(tmp_path):
 
 def test_the_kl_controller_holds_ppo_too(tmp_path):
     module = ppo(kl_coef=0.5)
-    fit(tmp_path, module, steps=12, callbacks=[KLController(target=1e-6)])
+    fit(tmp_path, module, steps=12, callbacks=[AdaptiveKL(target=1e-6)])
     assert module.kl_coef > 0.5
 
 
@@ -332,7 +332,7 @@ def test_the_kl_may_be_a_term_of_the_loss(tmp_path):
     watch = fit(tmp_path, ppo(kl_coef=0.5, objective=Objective(), whiten=False, gamma=1.0, lam=1.0, value_coef=0.0), steps=8)
     last = watch.rollouts[-1]
     assert torch.equal(last.advantages, (last.rewards[:, None] * last.mask))
-    assert watch.figures[-1]["kl"] > 1e-4
+    assert watch.metrics[-1]["kl"] > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from conftest import quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import Callback
 
 from lit_rl.algorithms import GRPO, SFT
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
 
@@ -22,7 +22,7 @@ class Thousands(Reward):
 
 class Seen(Callback):
     def __init__(self):
-        self.rewards, self.advantages, self.figures = [], [], []
+        self.rewards, self.advantages, self.metrics = [], [], []
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if hasattr(batch.rows, "rewards"):
@@ -30,7 +30,7 @@ class Seen(Callback):
             self.advantages.append(batch.rows.advantages.dtype)
 
     def on_train_batch_end(self, trainer, *_):
-        self.figures.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def build(kind):
@@ -54,7 +54,7 @@ def test_bfloat16_trains(tmp_path, kind, precision):
     trainer.fit(module, tiny_data(epoch_size=24))
     after = module.policy.state_dict()
     assert any(not torch.equal(before[name].to(after[name].dtype), after[name]) for name in before)
-    assert all(torch.isfinite(torch.tensor(list(figures.values()))).all() for figures in seen.figures)
+    assert all(torch.isfinite(torch.tensor(list(metrics.values()))).all() for figures in seen.metrics)
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -77,13 +77,13 @@ def test_rewards_keep_float32(tmp_path, precision):
 def test_learner_and_sampler_nearly_agree_in_bfloat16(tmp_path):
     seen = Seen()
     quiet_trainer(tmp_path, max_steps=1, precision="bf16-true", callbacks=[seen]).fit(build("grpo"), tiny_data())
-    assert seen.figures[0]["sampling/sampling_logp_difference/mean"] < 0.02
+    assert seen.metrics[0]["sampling/sampling_logp_difference/mean"] < 0.02
 
 
 def test_float32_sampler_and_learner_agree(tmp_path):
     seen = Seen()
     quiet_trainer(tmp_path, max_steps=1, callbacks=[seen]).fit(build("grpo"), tiny_data())
-    assert seen.figures[0]["sampling/sampling_logp_difference/mean"] < 1e-6
+    assert seen.metrics[0]["sampling/sampling_logp_difference/mean"] < 1e-6
 
 
 def test_a_sampler_that_disagrees_stops_the_run(tmp_path):

@@ -11,9 +11,9 @@ from test_types import prompts_of, rollouts_of
 
 from lit_rl.rewards import AnswerFormat, PrefixMatch, Reward, WeightedSum
 from lit_rl.rewards.base import RewardError, score_rollouts
-from lit_rl.rewards.prefix import matched_tokens
+from lit_rl.rewards.prefix_match import matched_tokens
 from lit_rl.rollouts import Rollouts
-from lit_rl.token_bytes import token_bytes, write_pieces
+from lit_rl.text.token_bytes import token_bytes, write_pieces
 from lit_rl.types import Sample
 
 TIME = [b" time", b" and", b" time", b" again"]

@@ -9,15 +9,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from lit_rl.algorithms import GRPO, PPO, RPT, SFT
-from lit_rl.callbacks import AdaptiveTemperature, DynamicSampling, EntropyFilter
+from lit_rl.callbacks import TemperatureSchedule, DynamicSampling, EntropyFilter
 from lit_rl.datamodules.positions import PositionSpec
-from lit_rl.evaluation import Evaluation
-from lit_rl.loading import PolicySpec
-from lit_rl.next_token import NextTokenEvaluation
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.spec import PolicySpec
+from lit_rl.evaluation.next_token import NextTokenEvaluation
 from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
-from lit_rl.schedule import Schedule
+from lit_rl.training.schedule import Schedule
 
 STEPS = 12
 
@@ -37,10 +37,10 @@ class Texts(Callback):
             self.by_step.setdefault(trainer.global_step, []).append(batch.rows.texts)
 
 
-class Figures(Logger):
+class StepValues(Logger):
     """What was logged, by step, but for how long it took."""
 
-    name, version = "figures", 0
+    name, version = "metrics", 0
 
     def __init__(self):
         super().__init__()
@@ -131,22 +131,22 @@ class Guess(Reward):
 
 def run(build, folder, epoch_size, callbacks=(), ckpt_path=None, data=None, **options):
     torch.manual_seed(1)
-    texts, figures, module = Texts(), Figures(), build()
+    texts, metrics, module = Texts(), StepValues(), build()
     trainer = quiet_trainer(
         folder,
         max_steps=STEPS,
         enable_checkpointing=True,
-        logger=figures,
+        logger=metrics,
         gradient_clip_val=1.0,
         callbacks=[texts, *callbacks],
         **options,
     )
     trainer.fit(module, data or tiny_data(epoch_size=epoch_size), ckpt_path=ckpt_path)
-    return module, trainer, texts.by_step, figures.by_step
+    return module, trainer, texts.by_step, metrics.by_step
 
 
 def assert_same_end(whole, resumed, first_step):
-    module, trainer, texts, figures = whole
+    module, trainer, texts, metrics = whole
     other, other_trainer, other_texts, other_figures = resumed
     assert trainer.global_step == other_trainer.global_step == STEPS
     for (name, value), other_value in zip(module.state_dict().items(), other.state_dict().values(), strict=True):
@@ -154,7 +154,7 @@ def assert_same_end(whole, resumed, first_step):
     states = trainer.optimizers[0].state_dict(), other_trainer.optimizers[0].state_dict()
     assert str(states[0]) == str(states[1])
     for step in range(first_step, STEPS):
-        assert figures[step] == other_figures[step], step
+        assert metrics[step] == other_figures[step], step
         assert texts.get(step) == other_texts.get(step), step
 
 
@@ -273,7 +273,7 @@ def test_rpt_stops_and_resumes_with_its_filter_and_its_sampling(tmp_path):
     """Inside a rollout whose groups were partly refilled, on positions that an entropy filter chose."""
 
     def parts():
-        filters = [EntropyFilter(quantile=0.5, cache_folder=str(tmp_path)), DynamicSampling(), AdaptiveTemperature()]
+        filters = [EntropyFilter(quantile=0.5, cache_folder=str(tmp_path)), DynamicSampling(), TemperatureSchedule()]
         return filters, tiny_data(epoch_size=64, positions=PositionSpec(labels_length=2, eval_positions=8))
 
     filters, data = parts()
@@ -284,5 +284,5 @@ def test_rpt_stops_and_resumes_with_its_filter_and_its_sampling(tmp_path):
         run(rpt, tmp_path, 64, [*filters, saver, Stopper(5)], data=data)
     filters, data = parts()
     resumed = run(rpt, tmp_path, 64, filters, ckpt_path=tmp_path / "at.ckpt", data=data)
-    assert max(figures["sampling/rounds"] for figures in whole[3].values()) > 0
+    assert max(metrics["sampling/rounds"] for figures in whole[3].values()) > 0
     assert_same_end(whole, resumed, 5)

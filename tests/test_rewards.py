@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_rl.rewards import Correct, Format, Reward, WeightedSum
+from lit_rl.rewards import ArithmeticAnswer, ArithmeticFormat, Reward, WeightedSum
 from lit_rl.rewards.base import score_rollouts
 from lit_rl.rollouts import Rollouts
 from lit_rl.types import PromptBatch, Sample
@@ -31,10 +31,10 @@ def stepwise(reference: str) -> Sample:
 
 
 def correct(sample: Sample, text: str, truncated: bool = False, **options) -> float:
-    return float(Correct(**options).score(rollouts_of([sample], [text], [truncated])))
+    return float(ArithmeticAnswer(**options).score(rollouts_of([sample], [text], [truncated])))
 
 
-# --- Correct -----------------------------------------------------------------------------------------------------
+# --- ArithmeticAnswer -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", ["3", "0", "-12", "1/3", "-7/2", "1000000007"])
@@ -149,32 +149,32 @@ def test_a_reference_that_is_no_number_is_refused():
 
 def test_every_completion_is_compared_with_its_own_prompt():
     rollouts = rollouts_of([direct("3"), direct("4")], ["3", "4", "3", "4"])
-    assert Correct().score(rollouts).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert ArithmeticAnswer().score(rollouts).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
 def test_a_unanimous_wrong_group_earns_less_than_a_right_one():
     rollouts = rollouts_of([direct("3"), direct("3")], ["4", "4", "3", "5"])
-    assert Correct().score(rollouts).view(2, 2).sum(1).tolist() == [0.0, 1.0]
+    assert ArithmeticAnswer().score(rollouts).view(2, 2).sum(1).tolist() == [0.0, 1.0]
 
 
 def test_answers_compare_by_value():
     rollouts = rollouts_of([direct("1/2")], ["1/2", "2/4", "0.5", "1/2"], [False, False, False, True])
-    first, second, third, fourth = Correct().answers(rollouts)
+    first, second, third, fourth = ArithmeticAnswer().answers(rollouts)
     assert first == second
     assert third is None
     assert fourth is None
 
 
-# --- Format ------------------------------------------------------------------------------------------------------
+# --- ArithmeticFormat ------------------------------------------------------------------------------------------------------
 
 
 def test_format_pays_for_an_answer_in_the_right_form():
     rollouts = rollouts_of([stepwise("3")], ["<answer>3", "<answer>4", "3", "<answer>nan", "<answer>3<answer>3", "<answer>1/2"])
-    assert Format().score(rollouts).tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    assert ArithmeticFormat().score(rollouts).tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
 
 def test_format_does_not_pay_for_a_truncated_answer():
-    assert Format().score(rollouts_of([direct("3")], ["3"], [True])).tolist() == [0.0]
+    assert ArithmeticFormat().score(rollouts_of([direct("3")], ["3"], [True])).tolist() == [0.0]
 
 
 # --- WeightedSum -------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_format_does_not_pay_for_a_truncated_answer():
 
 def test_a_weighted_sum_adds_up_and_shows_its_parts():
     rollouts = rollouts_of([direct("3")], ["3", "4", "x"])
-    score_rollouts(WeightedSum([Correct(), Format()], [1.0, 0.25]), rollouts)
+    score_rollouts(WeightedSum([ArithmeticAnswer(), ArithmeticFormat()], [1.0, 0.25]), rollouts)
     assert rollouts.rewards.tolist() == [1.25, 0.25, 0.0]
     assert {name: part.tolist() for name, part in rollouts.parts.items()} == {
         "correct": [1.0, 0.0, 0.0],
@@ -192,18 +192,18 @@ def test_a_weighted_sum_adds_up_and_shows_its_parts():
 
 def test_a_weighted_sum_of_weighted_sums_adds_up():
     rollouts = rollouts_of([direct("3")], ["3", "4", "x"])
-    score_rollouts(WeightedSum([WeightedSum([Correct()], [4.0]), Format()], [0.5, -1.0]), rollouts)
+    score_rollouts(WeightedSum([WeightedSum([ArithmeticAnswer()], [4.0]), ArithmeticFormat()], [0.5, -1.0]), rollouts)
     assert rollouts.rewards.tolist() == [1.0, -1.0, 0.0]
 
 
 def test_a_weight_for_each_reward_is_required():
     with pytest.raises(ValueError, match=r"^WeightedSum has 2 rewards and 1 weights; .*$"):
-        WeightedSum([Correct(), Format()], [1.0])
+        WeightedSum([ArithmeticAnswer(), ArithmeticFormat()], [1.0])
 
 
 def test_two_rewards_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"^WeightedSum has two rewards of one name in \['correct', 'correct'\]; .*$"):
-        WeightedSum([Correct(), Correct("=")], [1.0, 1.0])
+        WeightedSum([ArithmeticAnswer(), ArithmeticAnswer("=")], [1.0, 1.0])
 
 
 # --- rewards of users --------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def two_samples() -> Rollouts:
     return rollouts_of(samples, ["a", "b", "c", "d"])
 
 
-@pytest.mark.parametrize("wrap", [lambda reward: reward, lambda reward: WeightedSum([Correct(), reward], [1.0, 0.0])])
+@pytest.mark.parametrize("wrap", [lambda reward: reward, lambda reward: WeightedSum([ArithmeticAnswer(), reward], [1.0, 0.0])])
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from lit_rl.loading import TASK_TOKENIZERS
+from lit_rl.models.loading import TASK_TOKENIZERS
 from lit_rl.tasks.rpn import (
     RPNGrammar,
     derivation,

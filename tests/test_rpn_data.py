@@ -12,9 +12,9 @@ from conftest import TINY, quiet_trainer
 from lit_rl.algorithms import GRPO, SFT
 from lit_rl.callbacks import Curriculum
 from lit_rl.datamodules import RPN
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.hooks import RolloutCallback
-from lit_rl.loading import PolicySpec
+from lit_rl.models.spec import PolicySpec
 from lit_rl.rewards import Reward
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.tasks.rpn import RPNGrammar, read_prompt

@@ -5,9 +5,9 @@ import torch
 from conftest import TINY
 
 from lit_rl.algorithms import SFT
-from lit_rl.evaluation import Evaluation
-from lit_rl.loading import PolicySpec
-from lit_rl.rewards import Boxed, CombinedReward, CorrectAnswer, PartialCredit
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.spec import PolicySpec
+from lit_rl.rewards import RPNFormat, RPNReward, RPNAnswer, RPNProgress
 from lit_rl.rewards.base import score_rollouts
 from lit_rl.rollouts import Rollouts
 from lit_rl.tasks.rpn import RPNGrammar
@@ -81,34 +81,34 @@ def paid(reward, text: str, sample: Sample = TWO_STEPS, truncated: bool = False)
     return float(rollouts.rewards)
 
 
-# --- Boxed -----------------------------------------------------------------------------------------------------------
+# --- RPNFormat -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["= 9", "= 0", "= 12", "= 5 4 + = 9", "= 5 4 + = 8", "= 2 3 + 4 + = 5 4 + = 9", "= + + = 9"])
 def test_one_value_at_the_end_has_the_format(text):
-    assert paid(Boxed(), text) == 1
+    assert paid(RPNFormat(), text) == 1
 
 
 @pytest.mark.parametrize("text", FORMLESS)
 def test_everything_else_has_not_and_is_no_answer(text):
-    assert paid(Boxed(), text) == 0
-    assert paid(CorrectAnswer(derivation=False), text) == 0
-    assert paid(CorrectAnswer(), text) == 0
-    assert paid(CombinedReward(), text) == 0
+    assert paid(RPNFormat(), text) == 0
+    assert paid(RPNAnswer(derivation=False), text) == 0
+    assert paid(RPNAnswer(), text) == 0
+    assert paid(RPNReward(), text) == 0
 
 
 def test_a_truncated_completion_has_no_format():
-    assert paid(Boxed(), "= 5 4 + = 9", truncated=True) == 0
-    assert paid(CorrectAnswer(), "= 5 4 + = 9", truncated=True) == 0
-    assert paid(CorrectAnswer(derivation=False), "= 9", truncated=True) == 0
+    assert paid(RPNFormat(), "= 5 4 + = 9", truncated=True) == 0
+    assert paid(RPNAnswer(), "= 5 4 + = 9", truncated=True) == 0
+    assert paid(RPNAnswer(derivation=False), "= 9", truncated=True) == 0
 
 
 def test_the_modulus_bounds_the_value():
-    assert [paid(Boxed(113), text) for text in ("= 112", "= 113")] == [1, 0]
-    assert [paid(Boxed(7), text) for text in ("= 6", "= 7")] == [1, 0]
+    assert [paid(RPNFormat(113), text) for text in ("= 112", "= 113")] == [1, 0]
+    assert [paid(RPNFormat(7), text) for text in ("= 6", "= 7")] == [1, 0]
 
 
-# --- CorrectAnswer ---------------------------------------------------------------------------------------------------
+# --- RPNAnswer ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_the_modulus_bounds_the_value():
     ],
 )
 def test_a_whole_derivation_is_right(sample, text):
-    assert paid(CorrectAnswer(), text, sample) == 1
+    assert paid(RPNAnswer(), text, sample) == 1
 
 
 @pytest.mark.parametrize(
@@ -144,43 +144,43 @@ def test_a_whole_derivation_is_right(sample, text):
     ],
 )
 def test_the_right_value_by_other_ways_is_no_derivation(sample, text):
-    assert paid(CorrectAnswer(), text, sample) == 0
-    assert paid(CorrectAnswer(derivation=False), text, sample) == 1
+    assert paid(RPNAnswer(), text, sample) == 0
+    assert paid(RPNAnswer(derivation=False), text, sample) == 1
 
 
 @pytest.mark.parametrize("text", ["= 5 4 + = 8", "= 8", "= 5 4 + = 0"])
 def test_a_wrong_value_is_wrong_either_way(text):
-    assert paid(CorrectAnswer(), text) == 0
-    assert paid(CorrectAnswer(derivation=False), text) == 0
+    assert paid(RPNAnswer(), text) == 0
+    assert paid(RPNAnswer(derivation=False), text) == 0
 
 
 def test_every_completion_is_compared_with_its_own_prompt():
     rollouts = rollouts_of([TWO_STEPS, ONE_STEP], ["= 5 4 + = 9", "= 5", "= 5 4 + = 9", "= 5"])
-    assert CorrectAnswer().score(rollouts).tolist() == [1, 0, 0, 1]
-    assert PartialCredit().score(rollouts).tolist() == [1, 0, 0, 1]
+    assert RPNAnswer().score(rollouts).tolist() == [1, 0, 0, 1]
+    assert RPNProgress().score(rollouts).tolist() == [1, 0, 0, 1]
 
 
 def test_evaluation_counts_exact_answers_and_votes_by_value():
     rollouts = rollouts_of([TWO_STEPS], ["= 9", "= 5 4 + = 9", "= 8", "= 9"], [False, False, False, True])
-    correct = CorrectAnswer(derivation=False)
+    correct = RPNAnswer(derivation=False)
     assert correct.answers(rollouts) == ["9", "9", "8", None]
-    assert CorrectAnswer().answers(rollouts) == ["9", "9", "8", None]
+    assert RPNAnswer().answers(rollouts) == ["9", "9", "8", None]
     evaluation = Evaluation(correct=correct, samples=4)
     evaluation._count(rollouts)
     evaluation._count_samples(rollouts)
-    figures = evaluation.compute()
-    assert [figures[name] for name in ("accuracy", "pass@1", "pass@4", "maj@4")] == [0.5, 0.5, 1.0, 1.0]
+    metrics = evaluation.compute()
+    assert [metrics[name] for name in ("accuracy", "pass@1", "pass@4", "maj@4")] == [0.5, 0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
     ("reward", "sample"),
     [
-        (CorrectAnswer(7, derivation=False), Sample("<boe> 5 6 +", "", "11", 7)),  # 4 modulo 7
-        (CorrectAnswer(), Sample("<boe> 60 70 +", "", "17", 7)),  # of modulus 113
-        (CorrectAnswer(), Sample("<boe> 2 3 + +", "", "5", 7)),
-        (CorrectAnswer(), Sample("<boe> 5", "", "5", 7)),
-        (PartialCredit(), Sample("<bos><big>1+2<answer>", "", "3", 7)),
-        (CombinedReward(), Sample("<boe> 2 3 +", "", "", 7)),
+        (RPNAnswer(7, derivation=False), Sample("<boe> 5 6 +", "", "11", 7)),  # 4 modulo 7
+        (RPNAnswer(), Sample("<boe> 60 70 +", "", "17", 7)),  # of modulus 113
+        (RPNAnswer(), Sample("<boe> 2 3 + +", "", "5", 7)),
+        (RPNAnswer(), Sample("<boe> 5", "", "5", 7)),
+        (RPNProgress(), Sample("<bos><big>1+2<answer>", "", "3", 7)),
+        (RPNReward(), Sample("<boe> 2 3 +", "", "", 7)),
     ],
 )
 def test_data_of_another_modulus_or_task_are_refused_in_one_line(reward, sample):
@@ -188,7 +188,7 @@ def test_data_of_another_modulus_or_task_are_refused_in_one_line(reward, sample)
         paid(reward, "= 5", sample)
 
 
-# --- PartialCredit ---------------------------------------------------------------------------------------------------
+# --- RPNProgress ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,16 +215,16 @@ def test_data_of_another_modulus_or_task_are_refused_in_one_line(reward, sample)
     ],
 )
 def test_true_steps_from_the_first_on_earn_their_share(sample, text, share):
-    assert paid(PartialCredit(), text, sample) == pytest.approx(share)
+    assert paid(RPNProgress(), text, sample) == pytest.approx(share)
 
 
 def test_true_steps_count_in_a_truncated_completion():
-    assert paid(PartialCredit(), "= 5 4 + = 9", truncated=True) == 1
-    assert paid(PartialCredit(), "= 5 4 + =", truncated=True) == 0.5
-    assert paid(PartialCredit(), "= 5 4", truncated=True) == 0
+    assert paid(RPNProgress(), "= 5 4 + = 9", truncated=True) == 1
+    assert paid(RPNProgress(), "= 5 4 + =", truncated=True) == 0.5
+    assert paid(RPNProgress(), "= 5 4", truncated=True) == 0
 
 
-# --- CombinedReward --------------------------------------------------------------------------------------------------
+# --- RPNReward --------------------------------------------------------------------------------------------------
 
 COMPLETIONS = ["= 5 4 + = 9", "= 9", "= 0", "9"]
 
@@ -243,7 +243,7 @@ COMPLETIONS = ["= 5 4 + = 9", "= 9", "= 0", "9"]
 )
 def test_the_type_and_the_weights_say_what_is_paid_and_logged(options, rewards, parts):
     rollouts = rollouts_of([TWO_STEPS], COMPLETIONS)
-    score_rollouts(CombinedReward(**options), rollouts)
+    score_rollouts(RPNReward(**options), rollouts)
     assert rollouts.rewards.tolist() == pytest.approx(rewards)
     assert {name: part.tolist() for name, part in rollouts.parts.items()} == parts
 
@@ -266,7 +266,7 @@ def test_the_type_and_the_weights_say_what_is_paid_and_logged(options, rewards, 
 )
 def test_what_does_not_go_together_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message):
-        CombinedReward(**options)
+        RPNReward(**options)
 
 
 # --- the task's own completions, and real tokens ---------------------------------------------------------------------
@@ -277,9 +277,9 @@ def test_the_true_completion_earns_everything(grammar):
     samples = list(RPNProblems(grammar, 500, 0))
     rollouts = rollouts_of(samples, [sample.completion for sample in samples])
     modulus = grammar.modulus
-    for reward in (Boxed(modulus), CorrectAnswer(modulus), CorrectAnswer(modulus, derivation=False), PartialCredit(modulus)):
+    for reward in (RPNFormat(modulus), RPNAnswer(modulus), RPNAnswer(modulus, derivation=False), RPNProgress(modulus)):
         assert reward.score(rollouts).tolist() == [1.0] * 500
-    assert CombinedReward(modulus=modulus).score(rollouts).tolist() == pytest.approx([1.0] * 500)
+    assert RPNReward(modulus=modulus).score(rollouts).tolist() == pytest.approx([1.0] * 500)
 
 
 @pytest.fixture(scope="module")
@@ -310,8 +310,8 @@ def sampled(module, text: str, truncated: bool = False) -> Rollouts:
 )
 def test_the_end_token_is_the_one_that_ended_the_sampling(module, text, truncated, boxed, correct):
     rollouts = sampled(module, text, truncated)
-    assert float(Boxed().score(rollouts)) == boxed
-    assert float(CorrectAnswer().score(rollouts)) == correct
+    assert float(RPNFormat().score(rollouts)) == boxed
+    assert float(RPNAnswer().score(rollouts)) == correct
 
 
 # --- what the seed's rewards got wrong -------------------------------------------------------------------------------
@@ -320,22 +320,22 @@ def test_the_end_token_is_the_one_that_ended_the_sampling(module, text, truncate
 def test_the_format_alone_is_not_all_that_is_paid():
     # The seed's trainer paid the format whatever reward_type said, so that `= 0` was as good as the answer.
     rollouts = rollouts_of([TWO_STEPS], ["= 0", "= 5 4 + = 9"])
-    worst, best = CombinedReward().score(rollouts).tolist()
+    worst, best = RPNReward().score(rollouts).tolist()
     assert worst < best
 
 
 def test_a_completion_without_an_end_token_is_not_read_from_its_end():
     # The seed looked for the first end token and, without one, wrapped around to the row's last tokens.
-    assert paid(CombinedReward(), "= 9", ONE_STEP, truncated=True) == 0
+    assert paid(RPNReward(), "= 9", ONE_STEP, truncated=True) == 0
 
 
 def test_an_answer_inside_a_completion_does_not_count():
     # The seed read the two tokens before the last end token, whatever stood around them.
-    assert paid(CombinedReward(), "= 5 <eoe> 3 3 3", ONE_STEP) == 0
-    assert paid(CombinedReward(), "3 3 3 = 5", ONE_STEP) == 0
+    assert paid(RPNReward(), "= 5 <eoe> 3 3 3", ONE_STEP) == 0
+    assert paid(RPNReward(), "3 3 3 = 5", ONE_STEP) == 0
 
 
 def test_luck_does_not_pay():
     # One in 13 values is right; the seed paid it in full without a single step.
     guesses = [f"= {value}" for value in range(13)]
-    assert max(CorrectAnswer().score(rollouts_of([TWO_STEPS], guesses)).tolist()) == 0
+    assert max(RPNAnswer().score(rollouts_of([TWO_STEPS], guesses)).tolist()) == 0

@@ -19,16 +19,16 @@ from lit_rl.datamodules import Arithmetic, ReasonedArithmetic
 from lit_rl.datamodules.base import collate
 from lit_rl.datamodules.positions import Positions, PositionSpec
 from lit_rl.datamodules.reasoned_arithmetic import demonstrate
-from lit_rl.loading import PolicySpec
-from lit_rl.next_token import NextTokenEvaluation
-from lit_rl.prompts import TEMPLATES, fill_in
+from lit_rl.models.spec import PolicySpec
+from lit_rl.evaluation.next_token import NextTokenEvaluation
+from lit_rl.text.templates import TEMPLATES, fill_in
 from lit_rl.rewards import AnswerFormat, PrefixMatch
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.tasks.infix import Grammar
 from lit_rl.tasks.tokenizers import byte_tokenizer
-from lit_rl.token_bytes import token_bytes, write_pieces
+from lit_rl.text.token_bytes import token_bytes, write_pieces
 from lit_rl.types import Sample
-from lit_rl.windows import Windows
+from lit_rl.text.windows import Windows
 
 WHOLE = AnswerFormat(after="", opening="", closing="")
 
@@ -168,7 +168,7 @@ def trained(folder, data=None, steps=2, **options) -> tuple[RPT, Watch]:
 def test_rpt_trains_on_positions_of_arithmetic(tmp_path):
     _, watch = trained(tmp_path)
     assert all(sample.prompt.endswith("<think>") for sample in watch.rollouts[0].prompts.samples)
-    assert {"rewards/prefix_match/mean", "rewards/answered/mean", "rewards/matched_tokens/mean"} <= watch.figures[0].keys()
+    assert {"rewards/prefix_match/mean", "rewards/answered/mean", "rewards/matched_tokens/mean"} <= watch.metrics[0].keys()
 
 
 def test_the_reward_is_that_of_the_texts(tmp_path):
@@ -196,7 +196,7 @@ def test_lm_coef_learns_the_texts_without_the_template(tmp_path):
         logp = module.policy.model(ids).logits.log_softmax(-1)[0, len(sample.context) - 1 : -1]
         losses -= float(logp.detach().gather(1, torch.tensor(sample.target)[:, None]).sum())
         count += len(sample.target)
-    assert watch.figures[0]["lm_loss"] == pytest.approx(losses / count, rel=1e-5)
+    assert watch.metrics[0]["lm_loss"] == pytest.approx(losses / count, rel=1e-5)
 
 
 def test_every_objective_option_of_grpo_is_one_of_rpt(tmp_path):
@@ -263,7 +263,7 @@ def small_run(folder: Path, model: str, data: str) -> list[str]:
 def test_a_liquid_model_runs_rpt_with_lora_and_all_callbacks_by_its_config(tmp_path, monkeypatch, model_type):
     monkeypatch.setenv("HOME", str(tmp_path))  # where entropies are kept
     flags = small_run(tmp_path, saved_model(tmp_path, model_type), problems(tmp_path))
-    callbacks = "[{class_path: EntropyFilter, init_args: {threshold: 2.0}}, DynamicSampling, AdaptiveTemperature, HFExport]"
+    callbacks = "[{class_path: EntropyFilter, init_args: {threshold: 2.0}}, DynamicSampling, TemperatureSchedule, HFExport]"
     flags[flags.index("--trainer.callbacks") + 1] = callbacks
     lit_rl("fit", "--config", f"rpt_{model_type}", *flags)
     assert (tmp_path / "run" / "export" / "adapter_config.json").is_file()

@@ -8,10 +8,10 @@ from conftest import tiny_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_rl.loading import load_tokenizer
-from lit_rl.policy import Policy
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.choose import choose, invert, kept_tokens
+from lit_rl.sampling.top_k_top_p import sample_tokens, inverse_cdf, kept_tokens
 from lit_rl.sampling.sampler import SampleKey, Sampler, draw_uniforms
 from lit_rl.types import PromptBatch, Sample
 
@@ -137,7 +137,7 @@ def chi_square(counts: list[int], chances: list[float]) -> float:
 def test_draws_are_as_frequent_as_their_chances(options, chances):
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(20_000, 4)
     uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(1))
-    counts = choose(logits, torch.full((len(logits),), options[0]), *options[1:], uniform).tokens.bincount(minlength=4).tolist()
+    counts = sample_tokens(logits, torch.full((len(logits),), options[0]), *options[1:], uniform).tokens.bincount(minlength=4).tolist()
     assert counts[len(chances) :] == [0] * (4 - len(chances))
     assert chi_square(counts[: len(chances)], chances) < CRITICAL[len(chances) - 1]
 
@@ -180,7 +180,7 @@ def test_top_p_keeps_a_token_that_alone_holds_more():
 
 
 def test_top_p_of_almost_nothing_is_greedy():
-    choice = choose(torch.tensor([[0.1, 0.2, 0.15]]), torch.ones(1), 0, 1e-6, torch.tensor([0.999]))
+    choice = sample_tokens(torch.tensor([[0.1, 0.2, 0.15]]), torch.ones(1), 0, 1e-6, torch.tensor([0.999]))
     assert choice.tokens.tolist() == [1]
     assert choice.logprobs.tolist() == [0.0]
     assert choice.entropies.tolist() == [0.0]
@@ -215,7 +215,7 @@ def test_a_top_k_that_keeps_everything_is_none(top_k):
 
 def test_log_probability_and_entropy_are_those_of_the_kept_tokens():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    choice = choose(logits, torch.ones(1), 0, 0.6, torch.tensor([0.9]))
+    choice = sample_tokens(logits, torch.ones(1), 0, 0.6, torch.tensor([0.9]))
     # 0.5 and 0.3 are kept: 5/8 and 3/8.
     assert choice.tokens.tolist() == [1]
     assert float(choice.logprobs) == pytest.approx(math.log(3 / 8), abs=1e-6)
@@ -224,11 +224,11 @@ def test_log_probability_and_entropy_are_those_of_the_kept_tokens():
 
 def test_a_uniform_number_picks_the_token_whose_share_it_falls_into():
     chances = torch.tensor([0.25, 0.5, 0.25]).expand(5, 3)
-    assert invert(chances, torch.tensor([0.0, 0.2, 0.25, 0.7, 0.75])).tolist() == [0, 0, 1, 1, 2]
+    assert inverse_cdf(chances, torch.tensor([0.0, 0.2, 0.25, 0.7, 0.75])).tolist() == [0, 0, 1, 1, 2]
 
 
 def test_a_uniform_number_that_was_rounded_up_to_one_picks_the_last_token_with_probability():
-    assert invert(torch.tensor([[0.25, 0.75, 0.0]]), torch.tensor([1.0])).tolist() == [1]
+    assert inverse_cdf(torch.tensor([[0.25, 0.75, 0.0]]), torch.tensor([1.0])).tolist() == [1]
 
 
 LAST = 1 - 2**-24  # the largest float32 below 1
@@ -242,7 +242,7 @@ LAST = 1 - 2**-24  # the largest float32 below 1
 def test_a_token_without_probability_is_never_drawn(weights, uniform):
     weights = torch.tensor([weights])
     probabilities = weights / weights.sum()
-    token = int(invert(probabilities, torch.tensor([uniform])))
+    token = int(inverse_cdf(probabilities, torch.tensor([uniform])))
     assert probabilities[0, token] > 0
 
 
@@ -250,7 +250,7 @@ def test_a_token_without_probability_is_never_drawn(weights, uniform):
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.5, LAST]), st.integers(1, 5), st.sampled_from([0.05, 0.5, 1.0]))
 def test_a_token_outside_the_support_is_never_drawn(seed, uniform, top_k, top_p):
     logits = 10 * torch.randn(1, 40, generator=torch.Generator().manual_seed(seed))
-    choice = choose(logits, torch.full((1,), 0.7), top_k, top_p, torch.tensor([uniform]))
+    choice = sample_tokens(logits, torch.full((1,), 0.7), top_k, top_p, torch.tensor([uniform]))
     assert bool(choice.kept[0, choice.tokens[0]])
     assert bool(choice.logprobs.isfinite().all())
 
@@ -422,7 +422,7 @@ def test_a_single_token_needs_no_copy_of_the_prompts(monkeypatch):
     def refuse(*args):
         raise AssertionError("the cache was repeated for rows that never use it")
 
-    monkeypatch.setattr("lit_rl.sampling.batch.repeat_cache", refuse)
+    monkeypatch.setattr("lit_rl.sampling.decoding.repeat_cache", refuse)
     alone = Sampler(max_new_tokens=1, max_rows=8).sample(policy, prompts_of([0, 1, 2, 3]), 4, KEY)
     assert alone.lengths.tolist() == [1] * 16
     torch.testing.assert_close(alone.logprobs, policy.score(alone).logprobs, rtol=1e-4, atol=1e-5)

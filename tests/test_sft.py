@@ -9,7 +9,7 @@ from conftest import quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import Callback
 
 from lit_rl.algorithms import SFT
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation.accuracy import Evaluation
 
 SHORT = Evaluation(max_new_tokens=4)
 
@@ -61,8 +61,8 @@ def test_any_optimizer_trains(tmp_path, optimizer):
 
 def test_validation_without_generation_logs_the_loss_alone(tmp_path):
     module = SFT(tiny_spec(), evaluation=Evaluation(max_new_tokens=0))
-    figures = quiet_trainer(tmp_path, limit_val_batches=1.0).validate(module, tiny_data(), verbose=False)[0]
-    assert set(figures) == {"val/loss", "val/mean_token_accuracy"}
+    metrics = quiet_trainer(tmp_path, limit_val_batches=1.0).validate(module, tiny_data(), verbose=False)[0]
+    assert set(metrics) == {"val/loss", "val/mean_token_accuracy"}
 
 
 def test_a_row_beyond_the_context_is_named(tmp_path):
@@ -74,6 +74,6 @@ def test_a_row_beyond_the_context_is_named(tmp_path):
 def test_validation_logs_loss_token_accuracy_and_answer_accuracy(tmp_path):
     module = SFT(tiny_spec(), evaluation=Evaluation(max_new_tokens=4, samples=3))
     trainer = quiet_trainer(tmp_path, limit_val_batches=1.0)
-    figures = trainer.validate(module, tiny_data(), verbose=False)[0]
+    metrics = trainer.validate(module, tiny_data(), verbose=False)[0]
     names = {"loss", "mean_token_accuracy", "accuracy", "accuracy_low", "accuracy_high", "truncated", "pass@3", "maj@3"}
-    assert {f"val/{name}" for name in names} <= set(figures)
+    assert {f"val/{name}" for name in names} <= set(metrics)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_resume import Figures, Stopped, Stopper, assert_same_end, run
+from test_resume import StepValues, Stopped, Stopper, assert_same_end, run
 from tiny_runs import refusal, tiny_config, write_yaml
 
 from lit_rl.algorithms import GRPO, SFT
-from lit_rl.callbacks import AdaptiveTemperature
-from lit_rl.evaluation import Evaluation
+from lit_rl.callbacks import TemperatureSchedule
+from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.hooks import RolloutCallback
 from lit_rl.sampling.sampler import Sampler
 
@@ -36,10 +36,10 @@ def grpo(temperature=1.0, **options):
 
 def temperatures(folder, callback, module, max_steps=5, **options):
     """Those of each rollout's rows, and the logged one of each step."""
-    look, figures = Look(), Figures()
-    trainer = quiet_trainer(folder, max_steps=max_steps, callbacks=[callback, look], logger=figures, **options)
+    look, metrics = Look(), StepValues()
+    trainer = quiet_trainer(folder, max_steps=max_steps, callbacks=[callback, look], logger=metrics, **options)
     trainer.fit(module, tiny_data())
-    return look.seen, [by_name["sampling/temperature"] for _, by_name in sorted(figures.by_step.items())]
+    return look.seen, [by_name["sampling/temperature"] for _, by_name in sorted(metrics.by_step.items())]
 
 
 # --- the schedule --------------------------------------------------------------------------------------------------
@@ -47,32 +47,32 @@ def temperatures(folder, callback, module, max_steps=5, **options):
 
 def test_the_temperature_falls_linearly_to_its_final_factor(tmp_path):
     # 0.8 times 1 - 0.5 * step / 4
-    seen, logged = temperatures(tmp_path, AdaptiveTemperature(), grpo(0.8), max_steps=4)
+    seen, logged = temperatures(tmp_path, TemperatureSchedule(), grpo(0.8), max_steps=4)
     assert [rows[0] for rows in seen] == pytest.approx([0.8, 0.7, 0.6, 0.5])
     assert logged == pytest.approx([0.8, 0.7, 0.6, 0.5])
 
 
 def test_until_its_start_step_the_temperature_is_the_configured_one(tmp_path):
     # From step 2 to 5 it falls by 0.6 times 2 in three steps: 0.4 each.
-    seen, _ = temperatures(tmp_path, AdaptiveTemperature(start_step=2, final=0.4), grpo(2.0))
+    seen, _ = temperatures(tmp_path, TemperatureSchedule(start_step=2, final=0.4), grpo(2.0))
     assert [rows[0] for rows in seen] == pytest.approx([2.0, 2.0, 2.0, 1.6, 1.2])
     assert [rows[0] for rows in seen[:3]] == [2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 1.0), (500, 1.0), (501, 0.999), (750, 0.75), (1000, 0.5)])
 def test_the_factor_of_a_step_counted_by_hand(step, factor):
-    assert AdaptiveTemperature(start_step=500, final=0.5).factor(step, 1000) == pytest.approx(factor)
+    assert TemperatureSchedule(start_step=500, final=0.5).factor(step, 1000) == pytest.approx(factor)
 
 
 def test_each_temperature_of_a_list_falls(tmp_path):
-    seen, logged = temperatures(tmp_path, AdaptiveTemperature(), grpo([1.0, 0.5]), max_steps=2)
+    seen, logged = temperatures(tmp_path, TemperatureSchedule(), grpo([1.0, 0.5]), max_steps=2)
     assert seen == [pytest.approx([1.0, 0.5]), pytest.approx([0.75, 0.375])]
     assert logged == pytest.approx([0.75, 0.5625])  # their means
 
 
 def test_all_steps_on_a_rollout_log_the_temperature_that_it_was_drawn_with(tmp_path):
     # Two steps a rollout, which begin at 0 and 2 of 4.
-    seen, logged = temperatures(tmp_path, AdaptiveTemperature(), grpo(epochs=2), max_steps=4, accumulate_grad_batches=2)
+    seen, logged = temperatures(tmp_path, TemperatureSchedule(), grpo(epochs=2), max_steps=4, accumulate_grad_batches=2)
     assert seen == [pytest.approx([1.0, 1.0]), pytest.approx([0.75, 0.75])]
     assert logged == pytest.approx([1.0, 1.0, 0.75, 0.75])
 
@@ -80,7 +80,7 @@ def test_all_steps_on_a_rollout_log_the_temperature_that_it_was_drawn_with(tmp_p
 def test_a_second_fit_begins_at_the_configured_temperature(tmp_path):
     module = grpo(0.8)
     for _ in range(2):
-        seen, _ = temperatures(tmp_path, AdaptiveTemperature(), module, max_steps=2)
+        seen, _ = temperatures(tmp_path, TemperatureSchedule(), module, max_steps=2)
         assert [rows[0] for rows in seen] == pytest.approx([0.8, 0.6])
     assert module.sampler.temperature == 0.8
 
@@ -90,26 +90,26 @@ def test_a_second_fit_begins_at_the_configured_temperature(tmp_path):
 
 @pytest.mark.parametrize("options", [{"start_step": -1}, {"final": 0.0}, {"final": -0.5}, {"final": 1.5}])
 def test_steps_and_factors_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=r"^AdaptiveTemperature: start_step is .* and final .*; write a step of 0 "):
-        AdaptiveTemperature(**options)
+    with pytest.raises(ValueError, match=r"^TemperatureSchedule: start_step is .* and final .*; write a step of 0 "):
+        TemperatureSchedule(**options)
 
 
 @pytest.mark.parametrize(("start", "steps"), [(0, -1), (3, 3), (4, 3)])
 def test_a_run_without_an_end_behind_the_start_step_is_refused(tmp_path, start, steps):
-    trainer = quiet_trainer(tmp_path, max_steps=steps, max_epochs=1, callbacks=[AdaptiveTemperature(start_step=start)])
+    trainer = quiet_trainer(tmp_path, max_steps=steps, max_epochs=1, callbacks=[TemperatureSchedule(start_step=start)])
     with pytest.raises(ValueError, match=f"falls from step {start} to trainer.max_steps, which is {steps}; write"):
         trainer.fit(grpo(), tiny_data())
 
 
 def test_a_run_without_an_end_gets_one_line_on_the_command_line(tmp_path):
     config = write_yaml(tmp_path / "grpo.yaml", tiny_config(tmp_path, algorithm="GRPO", max_steps=-1, max_epochs=1))
-    message = refusal("fit", "--config", config, "--trainer.callbacks+=AdaptiveTemperature")
-    assert message.startswith("lit-rl: AdaptiveTemperature falls from step 0 to trainer.max_steps, which is -1; write")
+    message = refusal("fit", "--config", config, "--trainer.callbacks+=TemperatureSchedule")
+    assert message.startswith("lit-rl: TemperatureSchedule falls from step 0 to trainer.max_steps, which is -1; write")
 
 
 def test_an_algorithm_that_does_not_sample_is_refused(tmp_path):
-    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[AdaptiveTemperature()])
-    with pytest.raises(ValueError, match="AdaptiveTemperature needs an algorithm that samples; SFT does not"):
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[TemperatureSchedule()])
+    with pytest.raises(ValueError, match="TemperatureSchedule needs an algorithm that samples; SFT does not"):
         trainer.fit(SFT(tiny_spec(), evaluation=Evaluation(max_new_tokens=4)), tiny_data())
 
 
@@ -123,7 +123,7 @@ def resumable():
 @pytest.mark.parametrize("stop", [5, 8])
 def test_stop_and_resume_with_a_falling_temperature_changes_no_bit(tmp_path, stop):
     def callback():
-        return AdaptiveTemperature(start_step=2, final=0.3)
+        return TemperatureSchedule(start_step=2, final=0.3)
 
     whole = run(resumable, tmp_path, 16, [callback()])
     saver = ModelCheckpoint(tmp_path, "at", every_n_train_steps=stop, save_on_train_epoch_end=False)

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from lit_rl.tasks.tokenizers import character_tokenizer
-from lit_rl.token_bytes import read_pieces, token_bytes, write_pieces
+from lit_rl.text.token_bytes import read_pieces, token_bytes, write_pieces
 
 LINES = [
     "Straße über café, naïve Ærø: 5 µm ≤ π ≈ 3.14159 and time and time again",

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import tiny_spec
 
-from lit_rl.loading import load_tokenizer
-from lit_rl.policy import Policy
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts, Support
 from lit_rl.types import PromptBatch, Sample, TokenBatch
 
@@ -132,7 +132,7 @@ def test_the_mask_of_rollouts_comes_from_lengths_where_the_pad_token_was_sampled
 
 
 def test_rollouts_continue_their_prompts_group_by_group():
-    assert two_groups().prompt_index.tolist() == [0, 0, 1, 1]
+    assert two_groups().prompt.tolist() == [0, 0, 1, 1]
 
 
 def test_selecting_a_prompt_takes_its_whole_group():
@@ -142,7 +142,7 @@ def test_selecting_a_prompt_takes_its_whole_group():
     assert picked.parts["correct"].tolist() == [1.0, 0.0]
     assert picked.advantages[:, 0].tolist() == [0.5, -0.5]
     assert picked.prompts.numbers == [101]
-    assert picked.prompt_index.tolist() == [0, 0]
+    assert picked.prompt.tolist() == [0, 0]
 
 
 def test_selected_groups_are_cut_to_their_longest_completion_and_prompt():
@@ -156,7 +156,7 @@ def test_selected_groups_are_cut_to_their_longest_completion_and_prompt():
 def test_selected_groups_stand_in_the_order_asked_for():
     picked = two_groups().select([1, 0])
     assert picked.texts == ["c", "d", "a", "b"]
-    assert picked.prompt_index.tolist() == [0, 0, 1, 1]
+    assert picked.prompt.tolist() == [0, 0, 1, 1]
     assert picked.prompts.numbers == [101, 100]
 
 
@@ -204,15 +204,15 @@ def repeated() -> Rollouts:
 def test_equal_rows_of_one_prompt_become_one_with_their_count():
     merged = repeated().merge_duplicates()
     assert merged.completion_ids.tolist() == [[8, 2], [3, 0], [8, 2]]
-    assert merged.copies.tolist() == [2.0, 1.0, 3.0]
+    assert merged.multiplicity.tolist() == [2.0, 1.0, 3.0]
 
 
 def test_a_merged_row_still_continues_its_prompt():
-    assert repeated().merge_duplicates().prompt_index.tolist() == [0, 0, 1]
+    assert repeated().merge_duplicates().prompt.tolist() == [0, 0, 1]
 
 
 def test_merging_twice_still_counts_every_row():
-    assert repeated().merge_duplicates().merge_duplicates().copies.tolist() == [2.0, 1.0, 3.0]
+    assert repeated().merge_duplicates().merge_duplicates().multiplicity.tolist() == [2.0, 1.0, 3.0]
 
 
 @pytest.mark.parametrize("field", ["advantages", "temperature", "logprobs", "old_logprobs", "ref_logprobs", "completion_ids"])
@@ -221,7 +221,7 @@ def test_rows_that_differ_in_one_value_are_not_merged(field):
     rollouts.ref_logprobs, rollouts.old_logprobs = torch.full((6, 2), -1.0), torch.full((6, 2), -1.5)
     changed = getattr(rollouts, field)
     changed[(2, 1) if changed.dim() == 2 else 2] += 1
-    assert rollouts.merge_duplicates().copies.tolist() == [1.0, 1.0, 1.0, 3.0]
+    assert rollouts.merge_duplicates().multiplicity.tolist() == [1.0, 1.0, 1.0, 3.0]
 
 
 def test_merged_rows_have_the_loss_and_gradient_of_all_rows():
@@ -231,7 +231,7 @@ def test_merged_rows_have_the_loss_and_gradient_of_all_rows():
 
     def loss_and_gradient(rollouts: Rollouts) -> tuple[float, list[torch.Tensor]]:
         ratio = (policy.score(rollouts).logprobs - rollouts.logprobs).exp()
-        loss = -(ratio * rollouts.advantages * rollouts.copies[:, None] * rollouts.mask).sum()
+        loss = -(ratio * rollouts.advantages * rollouts.multiplicity[:, None] * rollouts.mask).sum()
         return float(loss.detach()), torch.autograd.grad(loss, list(policy.parameters()))
 
     merged = repeated().merge_duplicates()

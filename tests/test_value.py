@@ -8,12 +8,12 @@ import torch
 from conftest import tiny_spec
 from test_types import prompts_of, rollouts_of
 
-from lit_rl.advantages import generalized_advantages, whiten
+from lit_rl.objectives.advantages import generalized_advantages, whiten
 from lit_rl.algorithms.ppo import token_rewards
-from lit_rl.loading import load_tokenizer
-from lit_rl.losses import value_loss
-from lit_rl.policy import Policy
-from lit_rl.value import ValueHead, critic_figures, load_value_head, one_token_more, save_value_head
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.objectives.losses import value_loss
+from lit_rl.models.policy import Policy
+from lit_rl.models.value_head import ValueHead, critic_metrics, load_value_head, with_bootstrap_position, save_value_head
 
 
 def alone(values):
@@ -54,7 +54,7 @@ def test_random_ragged_completions_have_the_advantages_of_the_slow_reference(see
     rewards, counted = [rng.gauss(0, 1) for _ in lengths], [rng.random() < 0.8 for _ in lengths]
     behind = [rng.gauss(0, 1) * (rng.random() < 0.5) for _ in lengths]  # the half of them were cut off
     rollouts = rollouts_of(prompts_of(*[[1]] * 12), 1, [[3] * length for length in lengths])
-    rollouts.rewards, rollouts.counted = torch.tensor(rewards).double(), torch.tensor(counted)
+    rollouts.rewards, rollouts.in_loss = torch.tensor(rewards).double(), torch.tensor(counted)
 
     earned = token_rewards(rollouts, ragged(penalties, fill=9.0))
     found = generalized_advantages(earned, ragged(values, 9.0), torch.tensor(behind).double(), rollouts.mask, gamma, lam)
@@ -104,7 +104,7 @@ def test_value_loss_and_its_gradient_are_those_of_the_slow_reference(clip):
 
 
 def explained_variance(*tensors):
-    return critic_figures(*tensors, alone)["explained_variance"]
+    return critic_metrics(*tensors, alone)["explained_variance"]
 
 
 # --- explained variance ------------------------------------------------------------------------------------------
@@ -131,9 +131,9 @@ def test_a_constant_critic_explains_nothing_and_the_truth_everything():
 
 def test_means_are_over_the_tokens_that_count():
     values, returns = torch.tensor([[1.0, 9.0], [2.0, 3.0]]), torch.tensor([[0.0, 9.0], [1.0, 2.0]])
-    figures = critic_figures(values, returns, torch.tensor([[True, False], [True, True]]), alone)
-    assert figures["values_mean"] == pytest.approx(2.0)
-    assert figures["returns_mean"] == pytest.approx(1.0)
+    metrics = critic_metrics(values, returns, torch.tensor([[True, False], [True, True]]), alone)
+    assert metrics["values_mean"] == pytest.approx(2.0)
+    assert metrics["returns_mean"] == pytest.approx(1.0)
 
 
 def test_equal_returns_leave_nothing_to_explain():
@@ -167,7 +167,7 @@ def test_a_new_head_expects_nothing():
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 @pytest.mark.parametrize("packs", [True, False])
 def test_values_are_those_of_each_row_alone(model_type, packs):
-    from lit_rl.policy_check import check_policy
+    from lit_rl.sampling.check import check_policy
 
     policy = critic(model_type)
     policy.disable_dropout()
@@ -184,7 +184,7 @@ def test_values_are_those_of_each_row_alone(model_type, packs):
 def test_a_truncated_row_is_asked_for_one_value_more():
     policy = critic()
     rollouts = rollouts_of(prompts_of([4, 5]), 2, [[6, 7], [8]], truncated=torch.tensor([True, False]))
-    longer = one_token_more(rollouts)
+    longer = with_bootstrap_position(rollouts)
     assert longer.lengths.tolist() == [3, 1]
     behind = policy.values(longer)[0, 2]
     torch.testing.assert_close(behind, slow_values(policy, [4, 5], [6, 7])[-1], rtol=1e-4, atol=1e-5)
@@ -197,7 +197,7 @@ def test_a_row_may_be_truncated_where_the_models_positions_end(shares):
     policy.disable_dropout()
     policy.packs = False
     assert policy.shares_prompts == shares
-    longer = one_token_more(rollouts_of(prompts_of([4, 5]), 1, [[6, 7]], truncated=torch.tensor([True])))
+    longer = with_bootstrap_position(rollouts_of(prompts_of([4, 5]), 1, [[6, 7]], truncated=torch.tensor([True])))
     torch.testing.assert_close(policy.values(longer)[0, 2], slow_values(policy, [4, 5], [6, 7])[-1], rtol=1e-4, atol=1e-5)
 
 

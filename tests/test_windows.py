@@ -9,10 +9,10 @@ from conftest import tiny_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_rl.loading import load_tokenizer
-from lit_rl.policy import Policy
-from lit_rl.token_entropy import window_entropies
-from lit_rl.windows import Windows, slide
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.policy import Policy
+from lit_rl.entropy.compute import window_entropies
+from lit_rl.text.windows import Windows, slide
 
 CASES = st.tuples(
     st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(2, 12), st.integers(0, 11), st.integers(1, 15)

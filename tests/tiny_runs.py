@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_rl import cli
+from lit_rl.cli.main import main as cli
 
 POLICY = {"config": {"model_type": "llama", "max_position_embeddings": 64}, "size": "tiny", "tokenizer": "arithmetic"}
 EVALUATION = {"max_new_tokens": 4}

@@ -1,6 +1,6 @@
 """Group relative policy optimization (GRPO, DeepSeekMath, arXiv 2402.03300) and its family.
 
-For each prompt G completions are drawn and rewarded; a completion's advantage is its reward against the others of its
+For each prompt G completions are drawn and rewarded; the advantage of a completion is its reward against the rewards of its
 group, so no critic is needed:
 
     A_i  = (r_i - mean(r)) / (std(r) + 1e-4)
@@ -8,16 +8,61 @@ group, so no critic is needed:
 
 per token, rho = p(token) / p_sampler(token), averaged by ``aggregation`` over the whole optimizer step. Other baselines,
 surrogates, ratios and KL terms are options; ``configs/objective/`` holds the published algorithms as values of them
-(Dr. GRPO, DAPO, GSPO, CISPO, SAPO, RLOO, REINFORCE, REINFORCE++), `docs/objectives.md` explains them. The steps stand in
-`lit_rl.group_relative`, which RPT shares.
+(Dr. GRPO, DAPO, GSPO, CISPO, SAPO, RLOO, REINFORCE, REINFORCE++), `docs/objectives.md` explains them.
 
-Run: ``lit-rl fit --config grpo_arithmetic``, or with ``--config objective/dapo`` behind it
+Run: ``lit-rl fit --config grpo_arithmetic``, or with ``--config objective/dapo`` after it
 """
 
 from __future__ import annotations
 
-from lit_rl.group_relative import GroupRelative
+from typing import Any
+
+from torch import Tensor
+
+from lit_rl.algorithms.policy_gradient import PolicyGradient
+from lit_rl.models.spec import PolicySpec
+from lit_rl.objectives.advantages import AdvantageScale, Baseline, check_comparison, relative_advantages
+from lit_rl.rollouts import Rollouts
+from lit_rl.training.stream import MicroBatch
 
 
-class GRPO(GroupRelative):
-    """Group relative policy optimization on problems whose answers can be checked."""
+class GRPO(PolicyGradient):
+    """Group relative policy optimization: samples groups of completions, rewards them, and raises the better ones of each.
+
+    Args:
+        policy: the model that learns and its tokenizer.
+        group_size: completions per prompt, at least 2.
+        baseline: baseline of a reward: mean of its ``group``, of the others in it (``leave_one_out``), of the group and one
+            reward of 0 (``phantom_zero``), of the whole ``batch``, or ``none``.
+        advantage_scale: divisor of advantages: std of the ``group``, of the ``batch``, or ``none``.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        *,
+        group_size: int = 8,
+        baseline: Baseline = "group",
+        advantage_scale: AdvantageScale = "group",
+        **options: Any,
+    ) -> None:
+        if group_size < 2:
+            raise ValueError(f"model.group_size is {group_size}; a group needs at least 2 completions to compare.")
+        super().__init__(policy, group_size=group_size, **options)
+        check_comparison(baseline, advantage_scale)
+        self.baseline: Baseline = baseline
+        self.advantage_scale: AdvantageScale = advantage_scale
+
+    def skips_zero_advantages(self) -> bool:
+        kl_term = self.kl_coef != 0 and self.objective.kl_in == "loss"
+        return not kl_term and self.entropy_coef == 0 and self.lm_coef == 0
+
+    def advantages(self, rollouts: Rollouts) -> Tensor:
+        runtime, penalties = self.runtime, self.penalties(rollouts)
+        return relative_advantages(rollouts, penalties, self.baseline, self.advantage_scale, runtime.sum, runtime.gather)
+
+    def training_step(self, batch: MicroBatch[Rollouts], batch_idx: int) -> Tensor:
+        scores = self.policy.score(batch.rows, entropy_grad=self.entropy_coef != 0, details=False)
+        step = self.policy_loss(batch, scores)
+        self.record(batch, {"loss": step.loss} | step.sums, step.ratios, step.ranges)
+        return step.loss * batch.scale

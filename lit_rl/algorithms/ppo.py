@@ -1,16 +1,16 @@
 """Proximal policy optimization with a critic (PPO, arXiv 1707.06347) on language models.
 
-A critic V says before each token what the completion will earn from there on; advantages are by how much things went better
-than that, smoothed over the tokens that follow (GAE, arXiv 1506.02438, equation 16):
+A critic V estimates before each token the return of the rest of the completion; advantages are how much better things went,
+smoothed over the tokens that follow (GAE, arXiv 1506.02438, equation 16):
 
     r_t     = -kl_coef KL_t, and at the last token the reward too
     delta_t = r_t + gamma V_{t+1} - V_t
     A_t     = delta_t + gamma lam A_{t+1},     R_t = A_t + V_t
     loss    = -min(rho A, clip(rho) A) + value_coef max((V - R)^2, (clip(V) - R)^2) / 2 - entropy_coef H
 
-Behind the last token V is 0 where a completion ended. Where it was cut off at the length limit V is the critic's, since being
-cut off says nothing about what would have come (``bootstrap``). A rollout serves ``epochs x minibatches`` optimizer steps, or
-fewer: once the policy is further than ``target_kl`` from the one that sampled, all ranks go on to the next rollout.
+After the last token V is 0 if the completion ended. If it was cut off at the length limit V is the critic's, since the cut says
+nothing about the rest (``bootstrap``). A rollout serves ``epochs x minibatches`` optimizer steps, or fewer: once the policy is
+further than ``target_kl`` from the policy that sampled, all ranks go on to the next rollout.
 
 Run: ``lit-rl fit --config ppo_arithmetic``
 """
@@ -20,24 +20,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_rl.advantages import generalized_advantages, whiten
-from lit_rl.critic import build_critic
-from lit_rl.experience import Experience
-from lit_rl.kl import kl_estimate
-from lit_rl.loading import PolicySpec
-from lit_rl.logprobs import TokenScores
-from lit_rl.losses import value_loss
-from lit_rl.objective import Objective
-from lit_rl.policy import Policy
-from lit_rl.policy_gradient import PolicyGradient
-from lit_rl.rewards import Reward
+from lit_rl.algorithms.critic import Critic, build_critic_model
+from lit_rl.algorithms.policy_gradient import PolicyGradient
+from lit_rl.models.policy import Policy
+from lit_rl.models.spec import PolicySpec
+from lit_rl.models.value_head import critic_metrics
+from lit_rl.objectives.advantages import generalized_advantages, token_rewards, whiten
+from lit_rl.objectives.kl import kl_estimate
+from lit_rl.objectives.losses import value_loss
+from lit_rl.objectives.objective import Objective
+from lit_rl.options import check_least
 from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.sampler import Sampler
-from lit_rl.stream import MicroBatch
-from lit_rl.value import critic_figures, one_token_more
+from lit_rl.training.experience import Experience
+from lit_rl.training.stream import MicroBatch
 
 KL_IN_REWARD = Objective(kl_in="reward", kl_estimator="k1")
 """PPO's usual place for the KL to the reference: at each token in the reward (arXiv 1909.08593, section 2)."""
@@ -48,33 +46,30 @@ class PPO(PolicyGradient):
 
     Args:
         policy: the model that learns and its tokenizer.
-        sampler: how completions are drawn.
-        reward: what they earn; default: 1 for a correct answer, else 0.
         critic: a model of its own for the critic; none: a value head on the policy's trunk.
-        critic_lr: the critic's learning rate; none: the optimizer's. Both are groups of one optimizer. At 1e-6 a critic learns
+        critic_lr: learning rate of the critic; none: the optimizer's. Both are groups of one optimizer. At 1e-6 a critic learns
             next to nothing: ten times the policy's rate is usual.
         critic_warmup: optimizer steps in which only the critic learns, a head alone and not the trunk it shares. The policy's
-            schedule begins behind them.
+            schedule begins after them.
         group_size: completions per prompt.
         epochs: passes over a rollout.
         minibatches: optimizer steps per pass.
         gamma: discount per token.
-        lam: GAE's lambda: 0 trusts the critic, 1 what was earned.
-        bootstrap: whether a completion that was cut off is worth what the critic expects behind it, on top of its reward; false
-            where being cut off is a failure, or the end of every completion: then its reward is all there is.
+        lam: GAE's lambda: 0 trusts the critic, 1 trusts the rewards.
+        bootstrap: whether a completion that was cut off is worth what the critic expects after it, on top of its reward; false
+            if being cut off is a failure, or the end of every completion: then its reward is all there is.
         whiten: whether advantages are brought to mean 0 and std 1 over all tokens of the rollout.
         value_coef: weight of the critic's loss.
         value_clip: how far values may move on one rollout before their gradient stops; 0 = any.
-        target_kl: KL in nats per token between the policy that sampled and the one that learns, past which the rest of a
-            rollout's steps is left out, of at least three; 0 = never.
+        target_kl: KL in nats per token between the policy that sampled and the learner, past which the remaining steps of a
+            rollout (of at least three) are left out; 0 = never.
         objective: as for GRPO; by default the KL to the starting policy is taken off the reward, estimated by k1.
     """
 
     def __init__(
         self,
         policy: PolicySpec,
-        sampler: Sampler | None = None,
-        reward: Reward | None = None,
+        *,
         critic: PolicySpec | None = None,
         critic_lr: float | None = None,
         critic_warmup: int = 0,
@@ -92,18 +87,18 @@ class PPO(PolicyGradient):
         **options: Any,
     ) -> None:
         options |= {"group_size": group_size, "epochs": epochs, "minibatches": minibatches}
-        super().__init__(policy, sampler, reward, objective=objective, **options)
+        super().__init__(policy, objective=objective, **options)
         self.critic_spec, self.critic_lr, self.critic_warmup = critic, critic_lr, critic_warmup
         self.gamma, self.lam, self.bootstrap, self.whiten = gamma, lam, bootstrap, whiten
         self.value_coef, self.value_clip, self.target_kl = value_coef, value_clip, target_kl
-        self.critic: Policy | None = None
+        self.critic_model: Policy | None = None
         self._check_critic_options()
         self.strict_loading = not critic_warmup  # FSDP2 would refuse an optimizer that has not touched the policy yet
 
     def _check_critic_options(self) -> None:
-        self.check_least(critic_warmup=0, value_coef=0, value_clip=0, target_kl=0, gamma=0, lam=0)
+        check_least(self, "model", critic_warmup=0, value_coef=0, value_clip=0, target_kl=0, gamma=0, lam=0)
         if self.critic_lr is not None:
-            self.check_least(critic_lr=0)
+            check_least(self, "model", critic_lr=0)
         for option in ("gamma", "lam"):
             if getattr(self, option) > 1:
                 raise ValueError(f"model.{option} is {getattr(self, option)}; write 1 or less.")
@@ -118,60 +113,48 @@ class PPO(PolicyGradient):
 
     def configure_policy(self) -> None:
         super().configure_policy()
-        if self.critic_spec is None:
-            self.policy.add_value_head()
-            return
-        self.critic = build_critic(self.critic_spec, self.policy, self.tokenizer.get_vocab(), self.seed)
+        if self.critic_spec is not None:
+            self.critic_model = build_critic_model(self.critic_spec, self.policy, self.tokenizer.get_vocab(), self.seed)
+        self.critic = Critic(self.policy, self.critic_model)
 
     def policies(self) -> list[Policy]:
-        return super().policies() + ([] if self.critic is None else [self.critic])
+        return super().policies() + ([] if self.critic_model is None else [self.critic_model])
 
     def exports(self) -> dict[str, Policy]:
-        return super().exports() | ({} if self.critic is None else {"_critic": self.critic})
+        return super().exports() | ({} if self.critic_model is None else {"_critic": self.critic_model})
 
     def parameters_to_learn(self) -> list[Any]:
         rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
-        return [{"params": self._actor_parameters()}, {"params": self._critic_parameters()} | rate]
+        return [{"params": self._actor_parameters()}, {"params": list(self.critic.parameters())} | rate]
 
     def configure_optimizers(self) -> Any:
         configured = super().configure_optimizers()
         scheduler = configured["lr_scheduler"]["scheduler"]
         if self.critic_warmup and isinstance(scheduler, LambdaLR):
-            # The policy's schedule begins when it does: a rate that had warmed up without it would be a blow.
+            # The policy's schedule begins when the policy does: a rate that had warmed up without it would be a blow.
             rate = scheduler.lr_lambdas[0]
             scheduler.lr_lambdas[0] = lambda step: rate(max(0, step - self.critic_warmup))
         return configured
 
-    def _critic_parameters(self) -> list[Tensor]:
-        critic = self.policy.value_head if self.critic is None else self.critic
-        assert critic is not None
-        return [parameter for parameter in critic.parameters() if parameter.requires_grad]
-
-    def _actor_parameters(self) -> list[Tensor]:
+    def _actor_parameters(self) -> list[nn.Parameter]:
         named = self.policy.named_parameters()
         return [parameter for name, parameter in named if parameter.requires_grad and not name.startswith("value_head.")]
-
-    @torch.no_grad()
-    def _expected(self, rollouts: Rollouts) -> Tensor:
-        return (self.critic or self.policy).values(rollouts).float()
 
     # --- advantages ----------------------------------------------------------------------------------------------
 
     def advantages(self, rollouts: Rollouts) -> Tensor:
-        """(N, T) by GAE; leaves the critic's values and returns in the rollouts."""
-        expected = self.in_pieces(one_token_more(rollouts), self._expected)
-        rollouts.values, mask = expected[:, :-1] * rollouts.mask, rollouts.mask
-        behind = expected.gather(1, rollouts.lengths[:, None])[:, 0] * (rollouts.truncated & self.bootstrap)
-        rewards = token_rewards(rollouts, self.penalties(rollouts))
-        advantages = generalized_advantages(rewards, rollouts.values, behind, mask, self.gamma, self.lam)
+        """(N, T) by GAE; fills in the critic's values and returns."""
+        expected = self.score_in_chunks(rollouts, self.critic.expected, columns=1)  # (N, T + 1)
+        rollouts.values = expected[:, :-1] * rollouts.sampled
+        bootstrap_values = expected.gather(1, rollouts.lengths[:, None])[:, 0] * (rollouts.truncated & self.bootstrap)
+        rewards = token_rewards(rollouts.rewards, self.penalties(rollouts), rollouts.sampled)
+        advantages = generalized_advantages(rewards, rollouts.values, bootstrap_values, rollouts.sampled, self.gamma, self.lam)
         rollouts.returns = advantages + rollouts.values
-        return whiten(advantages, rollouts.loss_mask, self.sum_over_ranks) if self.whiten else advantages
+        return whiten(advantages, rollouts.loss_mask, self.runtime.sum) if self.whiten else advantages
 
-    def rollout_figures(self, rollouts: Rollouts) -> dict[str, float]:
-        assert rollouts.values is not None
-        assert rollouts.returns is not None
-        figures = critic_figures(rollouts.values, rollouts.returns, rollouts.loss_mask, self.sum_over_ranks)
-        return {f"critic/{name}": value for name, value in figures.items()}
+    def advantage_metrics(self, rollouts: Rollouts) -> dict[str, float]:
+        metrics = critic_metrics(rollouts.values, rollouts.returns, rollouts.loss_mask, self.runtime.sum)
+        return {f"critic/{name}": value for name, value in metrics.items()}
 
     # --- a step --------------------------------------------------------------------------------------------------
 
@@ -180,34 +163,28 @@ class PPO(PolicyGradient):
         """Whether only the critic learns yet."""
         return self.trainer.global_step < self.critic_warmup
 
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MicroBatch[Rollouts], batch_idx: int) -> Tensor:
         rollouts = batch.rows
-        assert isinstance(rollouts, Rollouts)
-        assert rollouts.values is not None
-        assert rollouts.returns is not None
-        scores, values = self._forward(rollouts)
-        loss, figures = self.policy_loss(batch, scores)
+        scores, values = self.critic.score(rollouts, entropy_grad=self.entropy_coef != 0, detached=self._warming)
+        step = self.policy_loss(batch, scores)
         losses, clipped = value_loss(values, rollouts.values, rollouts.returns, self.value_clip)
         critic_loss = (losses * batch.weights).sum()
-        total = (0.0 if self._warming else 1.0) * loss + self.value_coef * critic_loss
-        sums = {"loss": total, "loss/policy": loss, "loss/critic": critic_loss}
-        copies = rollouts.copies[:, None]
-        sums["critic/clip_ratio"] = (clipped * rollouts.loss_mask * copies).sum() / max(batch.num_tokens, 1)
-        sampled = rollouts.mask * copies
+        loss = (0.0 if self._warming else 1.0) * step.loss + self.value_coef * critic_loss
+        sums = {"loss": loss, "loss/policy": step.loss, "loss/critic": critic_loss}
+        multiplicity = rollouts.multiplicity[:, None]
+        sums["critic/clip_ratio"] = (clipped * rollouts.loss_mask * multiplicity).sum() / max(batch.num_tokens, 1)
+        sampled = rollouts.sampled * multiplicity
         drift = kl_estimate(rollouts.logprobs, scores.logprobs.detach())
         ratios = {"approx_kl": ((drift * sampled).sum(), sampled.sum())}
-        logged = self.record(batch, sums | figures.sums, ratios | figures.ratios, figures.ranges)
+        logged = self.record(batch, sums | step.sums, ratios | step.ratios, step.ranges)
         if self.target_kl and logged.get("approx_kl", 0.0) > self.target_kl:
-            assert isinstance(self._stream, Experience)
-            self._stream.stopped = True
-        return total * batch.scale
+            self._end_rollout()
+        return loss * batch.scale
 
-    def _forward(self, rollouts: Rollouts) -> tuple[TokenScores, Tensor]:
-        """The policy's scores and the critic's values of the sampled tokens, with gradient."""
-        entropy_grad = self.entropy_coef != 0
-        if self.critic is None:
-            return self.policy.score_with_values(rollouts, entropy_grad, self._warming)
-        return self.policy.score(rollouts, entropy_grad, details=False), self.critic.values(rollouts)
+    def _end_rollout(self) -> None:
+        """Take no more steps on the current rollout."""
+        assert isinstance(self._stream, Experience)
+        self._stream.stopped = True
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -220,18 +197,3 @@ class PPO(PolicyGradient):
         if self._warming:  # gradients of zero would still decay weights and fill the optimizer's averages
             for parameter in self._actor_parameters():
                 parameter.grad = None
-
-
-def token_rewards(rollouts: Rollouts, penalties: Tensor) -> Tensor:
-    """What is earned at each token: the penalty off it, and at the last one the reward.
-
-    Args:
-        rollouts: scored ones.
-        penalties: (N, T).
-
-    Returns:
-        (N, T); 0 behind a row's length.
-    """
-    rewards = -penalties * rollouts.mask
-    last = (rollouts.lengths - 1)[:, None]
-    return rewards.scatter_add(1, last, rollouts.rewards[:, None])

@@ -9,17 +9,16 @@ Run: ``lit-rl fit --config sft_arithmetic``
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import OptimizerCallable
+from typing import Any
+
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_rl.evaluation import Evaluation
-from lit_rl.loading import PolicySpec
-from lit_rl.module import PolicyModule, default_optimizer
-from lit_rl.plan import BatchPlan
-from lit_rl.schedule import Schedule
-from lit_rl.stream import MicroBatch
-from lit_rl.supervised import SupervisedStream, supervised_rows
+from lit_rl.algorithms.module import PolicyModule
+from lit_rl.models.spec import PolicySpec
+from lit_rl.training.batch_plan import BatchPlan
+from lit_rl.training.stream import MicroBatch
+from lit_rl.training.supervised import SupervisedStream, supervised_rows
 from lit_rl.types import PromptBatch, TokenBatch
 
 
@@ -28,42 +27,32 @@ class SFT(PolicyModule):
 
     Args:
         policy: the model that learns and its tokenizer.
-        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 2e-5.
-        schedule: how its learning rate changes.
-        evaluation: how held-out problems are answered and judged.
-        completion_only: learn the completions; False learns the prompts' tokens too.
-        seed: of the weights of a model from scratch and of every draw; linked to ``seed_everything`` on the command line.
+        completion_only: targets are the completions; False: the prompts' tokens too.
     """
 
-    def __init__(
-        self,
-        policy: PolicySpec,
-        optimizer: OptimizerCallable = default_optimizer,
-        schedule: Schedule | None = None,
-        evaluation: Evaluation | None = None,
-        completion_only: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(policy, optimizer, schedule, evaluation, seed)
+    def __init__(self, policy: PolicySpec, *, completion_only: bool = True, **options: Any) -> None:
+        super().__init__(policy, **options)
         self.completion_only = completion_only
 
     def batch_plan(self, prompts: int) -> BatchPlan:
         return BatchPlan(prompts, self.trainer.world_size, 1, 1, 1, self.trainer.accumulate_grad_batches)
 
     def training_stream(self, loader: DataLoader, plan: BatchPlan) -> SupervisedStream:
-        return SupervisedStream(self, loader, plan)
+        return SupervisedStream(loader, plan, self.runtime, self._rows)
 
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
-        assert isinstance(batch.rows, TokenBatch)
-        scores = self.policy.score_batch(batch.rows)
+    def _rows(self, prompts: PromptBatch) -> TokenBatch:
+        return supervised_rows(prompts, self.renderer.pad_id, self.policy.context, self.completion_only)
+
+    def training_step(self, batch: MicroBatch[TokenBatch], batch_idx: int) -> Tensor:
+        scores = self.policy.score_sequences(batch.rows)
         loss = -(scores.logprobs * batch.weights).sum()
         self.record(batch, {"loss": loss, "mean_token_accuracy": (scores.hits * batch.weights).sum()})
         return loss * batch.scale
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        rows = supervised_rows(self, batch, self.completion_only).to(self.device)
-        scores = self.policy.score_batch(rows)
+        rows = self._rows(batch).to(self.device)
+        scores = self.policy.score_sequences(rows)
         count = rows.target.sum()
         self.log("val/loss", -scores.logprobs.sum() / count, batch_size=int(count), sync_dist=True)
         self.log("val/mean_token_accuracy", scores.hits.sum() / count, batch_size=int(count), sync_dist=True)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-import torch
-from torch import Tensor
-
-from lit_rl.rewards.base import Reward
+from lit_rl.rewards.base import AnswerReward
 from lit_rl.rollouts import Rollouts
 from lit_rl.tasks.numbers import DigitOrder, read_number
 from lit_rl.types import Sample
 
 
-class Correct(Reward):
+class ArithmeticAnswer(AnswerReward):
     """1 where the completion ends and its answer has the value of the reference, else 0.
 
     The answer is what follows the marker: the whole completion where the prompt ends with the marker, otherwise the
@@ -25,17 +22,14 @@ class Correct(Reward):
         digit_order: ``little`` where numbers are written lowest digit first.
     """
 
+    name = "correct"
+
     def __init__(self, marker: str = "<answer>", digit_order: DigitOrder = "big") -> None:
         self.marker, self.digit_order = marker, digit_order
 
-    def score(self, rollouts: Rollouts) -> Tensor:
-        samples = rows_samples(rollouts)
-        right = [self.is_right(answer, sample) for answer, sample in zip(self.answers(rollouts), samples, strict=True)]
-        return torch.tensor(right, dtype=torch.float32)
-
     def answers(self, rollouts: Rollouts) -> list[Hashable | None]:
         """The answer of each completion in a form that compares by value; None where there is none."""
-        rows = zip(rollouts.texts, rows_samples(rollouts), rollouts.truncated.tolist(), strict=True)
+        rows = zip(rollouts.texts, rollouts.samples, rollouts.truncated.tolist(), strict=True)
         return [None if cut else self.read(text, sample) for text, sample, cut in rows]
 
     def read(self, text: str, sample: Sample) -> Hashable | None:
@@ -58,7 +52,7 @@ class Correct(Reward):
         return answer == truth
 
 
-class Format(Correct):
+class ArithmeticFormat(ArithmeticAnswer):
     """1 where the completion ends and holds an answer in the right form, be it right or wrong.
 
     Args:
@@ -66,10 +60,7 @@ class Format(Correct):
         digit_order: ``little`` where numbers are written lowest digit first.
     """
 
+    name = "format"
+
     def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
         return answer is not None
-
-
-def rows_samples(rollouts: Rollouts) -> list[Sample]:
-    """The sample of every row."""
-    return [sample for sample in rollouts.prompts.samples for _ in range(rollouts.group_size)]

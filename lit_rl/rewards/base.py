@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_rl.options import first_line
 from lit_rl.rollouts import Rollouts
-
-if TYPE_CHECKING:
-    from lit_rl.policy_gradient import PolicyGradient
+from lit_rl.sampling.actor import Actor
+from lit_rl.types import Sample
 
 
 class Reward(ABC):
@@ -22,8 +23,8 @@ class Reward(ABC):
         """The name of this reward in the log: ``rewards/<name>/mean``."""
         return type(self).__name__.lower()
 
-    def prepare(self, module: PolicyGradient, rollouts: Rollouts) -> None:  # noqa: B027
-        """Called with the module before scoring; for rewards that need forwards of the policy."""
+    def prepare(self, actor: Actor, rollouts: Rollouts) -> None:  # noqa: B027
+        """Called before scoring in training; for rewards that ask the policy."""
 
     @abstractmethod
     def score(self, rollouts: Rollouts) -> Tensor:
@@ -45,6 +46,22 @@ class Reward(ABC):
         """Take back what `state_dict` gave; empty where the checkpoint holds nothing of this reward."""
 
 
+class AnswerReward(Reward):
+    """Reward for an answer that can be read out of a completion and compared by value; evaluation counts answers and votes."""
+
+    @abstractmethod
+    def answers(self, rollouts: Rollouts) -> list[Hashable | None]:
+        """The answer of each completion, in a form that compares by value; None for a completion without one."""
+
+    @abstractmethod
+    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
+        """Whether an answer is right for a sample."""
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        pairs = zip(self.answers(rollouts), rollouts.samples, strict=True)
+        return torch.tensor([self.is_right(answer, sample) for answer, sample in pairs], dtype=torch.float32)
+
+
 class WeightedSum(Reward):
     """A weighted sum of rewards, each logged as a part of its own.
 
@@ -61,9 +78,9 @@ class WeightedSum(Reward):
             raise ValueError(f"WeightedSum has two rewards of one name in {names}; each may stand there once.")
         self.rewards, self.weights = rewards, weights
 
-    def prepare(self, module: PolicyGradient, rollouts: Rollouts) -> None:
+    def prepare(self, actor: Actor, rollouts: Rollouts) -> None:
         for reward in self.rewards:
-            reward.prepare(module, rollouts)
+            reward.prepare(actor, rollouts)
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
         return {name: value for reward in self.rewards for name, value in checked_parts(reward, rollouts).items()}
@@ -107,8 +124,7 @@ def checked_parts(reward: Reward, rollouts: Rollouts) -> dict[str, Tensor]:
     except RewardError:  # a reward inside this one, already named
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise RewardError(f"reward {reward.name}: {reason}") from error
+        raise RewardError(f"reward {reward.name}: {type(error).__name__}: {first_line(error)}") from error
     for name, value in parts.items():
         _check(name, value, rollouts)
     return parts
@@ -121,5 +137,5 @@ def _check(name: str, value: Tensor, rollouts: Rollouts) -> None:
         raise RewardError(f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each.")
     if not bool(value.isfinite().all()):
         row = int((~value.isfinite()).nonzero()[0])
-        number = rollouts.prompts.samples[row // rollouts.group_size].number
+        number = rollouts.samples[row].number
         raise RewardError(f"reward {name}: {float(value[row])} for sample {number}, completion {rollouts.texts[row]!r}.")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_rl.rewards.prefix import AnswerFormat, PrefixMatch
+from lit_rl.rewards.prefix_match import AnswerFormat, PrefixMatch
 from lit_rl.rollouts import Rollouts
-from lit_rl.token_bytes import token_bytes
-
-if TYPE_CHECKING:
-    from lit_rl.policy_gradient import PolicyGradient
+from lit_rl.sampling.actor import Actor
+from lit_rl.text.token_bytes import token_bytes
 
 BOXED = AnswerFormat()
-PROMPTS = 8
+PROMPTS_PER_FORWARD = 8
 """Texts of one forward. A fixed number: under sharded weights all ranks must run equally many forwards."""
 
 
@@ -40,19 +38,21 @@ class DensePrefixMatch(PrefixMatch):
         self._probabilities: Tensor | None = None  # (N), of the rollouts that were prepared last
 
     @torch.no_grad()
-    def prepare(self, module: PolicyGradient, rollouts: Rollouts) -> None:
+    def prepare(self, actor: Actor, rollouts: Rollouts) -> None:
         """Ask the policy for the probability of each prediction's first token, in one forward per text."""
-        self._tokens = self._tokens or vocabulary_bytes(module.tokenizer)
+        self._tokens = self._tokens or vocabulary_bytes(actor.renderer.tokenizer)
         first = [first_token(prediction or b"", self._tokens) for prediction in self.predictions(rollouts)]
-        tokens = torch.tensor([-1 if token is None else token for token in first], device=module.device)
-        groups = tokens.view(-1, rollouts.group_size)
-        texts = module.language_prompts(rollouts.prompts).to(module.device)
-        found = []
-        for piece in torch.arange(len(texts)).split(PROMPTS):
-            with module.forward_context():
-                logits, _ = module.policy.prefill(texts.select(piece.tolist()))  # (p, V), of the last position only
-            found.append(logits.float().softmax(-1).gather(1, groups[piece.to(groups.device)].clamp(min=0)))
-        self._probabilities = (torch.cat(found).flatten() * (tokens >= 0)).cpu()
+        device = actor.runtime.device
+        tokens = torch.tensor([-1 if token is None else token for token in first], device=device)
+        texts, owner = actor.renderer.plain(rollouts.prompts).to(device), rollouts.prompt
+        found = torch.zeros(len(rollouts), device=device)
+        for piece in torch.arange(len(texts)).split(PROMPTS_PER_FORWARD):
+            with actor.runtime.forward_context():
+                logits, _ = actor.policy.prefill(texts.select(piece.tolist()))  # (p, V), at the last position only
+            rows = ((owner >= piece[0]) & (owner <= piece[-1])).nonzero()[:, 0]
+            chances = logits.float().softmax(-1)[owner[rows] - int(piece[0])]  # (n, V)
+            found[rows] = chances.gather(1, tokens[rows, None].clamp(min=0))[:, 0]
+        self._probabilities = (found * (tokens >= 0)).cpu()
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
         if self._probabilities is None or len(self._probabilities) != len(rollouts):
@@ -61,8 +61,8 @@ class DensePrefixMatch(PrefixMatch):
         hits = parts[self.name] > 0
         dense = torch.where(hits, 1.0, self._probabilities)
         if self.conditional:
-            solved = hits.view(-1, rollouts.group_size).any(1)
-            dense = dense * solved.repeat_interleave(rollouts.group_size)
+            solved = rollouts.within_groups(hits, lambda group: group.any(1, keepdim=True).expand_as(group))
+            dense = dense * solved
         return parts | {"dense": dense}
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:

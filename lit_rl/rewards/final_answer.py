@@ -6,9 +6,9 @@ import re
 from collections.abc import Hashable
 from fractions import Fraction
 
-from lit_rl.rewards.answers import Correct
+from lit_rl.rewards.answers import ArithmeticAnswer
 from lit_rl.rewards.math_judge import equal_answers
-from lit_rl.rewards.prefix import AnswerFormat
+from lit_rl.rewards.prefix_match import AnswerFormat
 from lit_rl.tasks.numbers import MAX_CHARACTERS
 from lit_rl.types import Sample
 
@@ -38,7 +38,7 @@ def read_value(text: str) -> Fraction | None:
     return Fraction(sign + number.replace(",", "")) / int(denominator or 1)
 
 
-class FinalNumber(Correct):
+class FinalNumber(ArithmeticAnswer):
     """1 where the completion ends and the number behind its last marker has the value of the reference, else 0.
 
     Numbers compare by exact value, however they are written: ``$1,000.00`` is ``1000``. A completion without the marker has no
@@ -63,17 +63,19 @@ class FinalNumber(Correct):
         if truth is None:
             raise ValueError(
                 f"the reference {sample.reference[:40]!r} of sample {sample.number} is no number; FinalNumber judges numbers, "
-                "use BoxedMath for other answers."
+                "use MathAnswer for other answers."
             )
         return answer == truth
 
 
-class BoxedMath(Correct):
+class MathAnswer(ArithmeticAnswer):
     r"""1 where the completion ends and the expression in its last ``\boxed{}`` equals the reference, else 0.
 
     Equality is mathematical (``\frac{1}{2}`` is ``0.5``, ``x+1`` is ``1+x``) and judged by math-verify in a process of its own.
     What it cannot read or does not decide within 5 seconds is wrong. Majority votes count equal texts.
     """
+
+    name = "boxedmath"
 
     def __init__(self) -> None:
         super().__init__(r"\boxed{")

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_rl.choices import check_choice
-from lit_rl.rewards.answers import Correct, rows_samples
+from lit_rl.options import check_choice
+from lit_rl.rewards.answers import ArithmeticAnswer
 from lit_rl.rewards.base import Reward, WeightedSum
 from lit_rl.rollouts import Rollouts
 from lit_rl.tasks.rpn import EQUALS, derivation, is_step, operands, read_prompt, read_steps, vocabulary
@@ -26,7 +26,7 @@ WEIGHTS = (0.3, 0.7)
 """Default weights of format and correctness."""
 
 
-class Boxed(Correct):
+class RPNFormat(ArithmeticAnswer):
     """1 where the completion ends and is expressions, ``=`` before each, of which exactly the last is a single value, else 0.
 
     The value is an operand below the modulus as the task writes it (``7``, not ``07``), and nothing but words of the task
@@ -51,8 +51,8 @@ class Boxed(Correct):
         return answer is not None
 
 
-class CorrectAnswer(Correct):
-    """1 where the completion has the form that `Boxed` asks for and its value is the reference, else 0.
+class RPNAnswer(ArithmeticAnswer):
+    """1 where the completion has the form that `RPNFormat` asks for and its value is the reference, else 0.
 
     With ``derivation`` every expression must also follow from the one before, the first from the prompt's, by replacing ready
     triples by their values, at least one a step: a bare ``= 0`` does not answer an expression that takes two steps. Majority
@@ -74,7 +74,7 @@ class CorrectAnswer(Correct):
         right = super().score(rollouts)
         if not self.derivation:
             return right
-        rows = zip(rollouts.texts, rows_samples(rollouts), strict=True)
+        rows = zip(rollouts.texts, rollouts.samples, strict=True)
         return right * torch.tensor([self._steps_are_true(text, sample) for text, sample in rows])
 
     def read(self, text: str, sample: Sample) -> str | None:
@@ -91,11 +91,11 @@ class CorrectAnswer(Correct):
         return all(is_step(before, after, self.modulus) for before, after in pairwise(expressions))
 
 
-class PartialCredit(Reward):
+class RPNProgress(Reward):
     """The share of the expression's operations that the completion carries out before its first false step, from 0 to 1.
 
     A step that repeats an expression or gives a false value ends the count, so ``0 = 0`` earns nothing. True steps count in a
-    truncated completion too, and in one that goes on behind the value: to end well is what `Boxed` pays for.
+    truncated completion too, and in one that goes on behind the value: to end well is what `RPNFormat` pays for.
 
     Args:
         modulus: of the data.
@@ -107,7 +107,7 @@ class PartialCredit(Reward):
         self.modulus = modulus
 
     def score(self, rollouts: Rollouts) -> Tensor:
-        rows = zip(rollouts.texts, rows_samples(rollouts), strict=True)
+        rows = zip(rollouts.texts, rollouts.samples, strict=True)
         return torch.tensor([self._share(text, sample) for text, sample in rows])
 
     def _share(self, text: str, sample: Sample) -> float:
@@ -120,15 +120,15 @@ class PartialCredit(Reward):
         return (len(expression) - len(reached)) / (len(expression) - 1)
 
 
-class CombinedReward(WeightedSum):
-    """Format, correctness, or a weighted sum of both, each logged as a part: ``rewards/boxed`` and ``rewards/correct``.
+class RPNReward(WeightedSum):
+    """ArithmeticFormat, correctness, or a weighted sum of both, each logged as a part: ``rewards/boxed`` and ``rewards/correct``.
 
     Args:
         reward_type: ``boxed`` pays the format alone, ``correct`` the right answer alone, ``combined`` their weighted sum.
-        boxed_weight: of `Boxed` in ``combined``, 0 or more.
-        correct_weight: of `CorrectAnswer` in ``combined``, 0 or more.
+        boxed_weight: of `RPNFormat` in ``combined``, 0 or more.
+        correct_weight: of `RPNAnswer` in ``combined``, 0 or more.
         modulus: of the data.
-        derivation: whether a right answer needs true steps, as in `CorrectAnswer`.
+        derivation: whether a right answer needs true steps, as in `RPNAnswer`.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class CombinedReward(WeightedSum):
             raise ValueError(f"reward weights {weights} do not go with reward_type {reward_type}; write reward_type combined.")
         if reward_type == "boxed" and not derivation:
             raise ValueError("reward.derivation false does not go with reward_type boxed, which reads no steps; leave it out.")
-        boxed, correct = Boxed(modulus), CorrectAnswer(modulus, derivation)
+        boxed, correct = RPNFormat(modulus), RPNAnswer(modulus, derivation)
         if reward_type == "combined":
             super().__init__([boxed, correct], list(weights))
         else:
@@ -155,7 +155,7 @@ class CombinedReward(WeightedSum):
 
 
 def final_value(text: str, modulus: int) -> str | None:
-    """The value that a finished completion ends in, None where it does not have the form that `Boxed` describes."""
+    """The value that a finished completion ends in, None where it does not have the form that `RPNFormat` describes."""
     *steps, last = read_steps(text) or [[]]
     known = set(vocabulary(modulus))
     if not all(len(step) > 1 and known.issuperset(step) for step in steps):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_rl.policy import Policy
+from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts, Support
-from lit_rl.sampling.batch import DecodingBatch
-from lit_rl.sampling.choose import Choice, choose
+from lit_rl.sampling.decoding import DecodingBatch
+from lit_rl.sampling.top_k_top_p import Choice, sample_tokens
 from lit_rl.types import PromptBatch
 
 
@@ -85,7 +85,7 @@ class Sampler:
         batch.admit()
         while batch.anything_left():
             rows, taken = batch.rows, batch.taken
-            choice = choose(
+            choice = sample_tokens(
                 batch.logits,
                 None if greedy or plain else heat[rows],
                 self.top_k,
@@ -98,7 +98,7 @@ class Sampler:
             batch.drop_finished()
             batch.advance()
             batch.admit()
-        return record.rollouts(prompts, group_size, heat)
+        return record.rollouts(prompts, heat)
 
     def _temperatures(self, group_size: int) -> Tensor:
         """(G) of the members of a group."""
@@ -145,7 +145,7 @@ class _Record:
             place, ids = (choice.kept & open_[:, None]).nonzero(as_tuple=True)
             self.kept.append((places[place], ids.int()))
 
-    def rollouts(self, prompts: PromptBatch, group_size: int, temperature: Tensor) -> Rollouts:
+    def rollouts(self, prompts: PromptBatch, temperature: Tensor) -> Rollouts:
         places, tokens, logprobs, entropies, ended = (torch.cat(column) for column in zip(*self.steps, strict=True))
         rows, longest = self.rows, self.width
         lengths = places.bincount(minlength=rows * longest + 1)[:-1].view(rows, longest).sum(1)
@@ -157,7 +157,6 @@ class _Record:
 
         return Rollouts(
             prompts,
-            group_size,
             completion_ids=table(tokens),
             lengths=lengths,
             truncated=~table(ended).any(1),

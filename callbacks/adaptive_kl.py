@@ -1,0 +1,54 @@
+"""A KL coefficient that follows the KL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+
+class AdaptiveKL(Callback):
+    """Raise ``kl_coef`` while the policy is further from the reference than a target, and lower it while it is nearer.
+
+    ``e = clip(kl / target - 1, -0.2, 0.2)`` and ``kl_coef <- kl_coef (1 + gain e)`` after each optimizer step (Ziegler et al.,
+    arXiv 1909.08593, section 2.2). Without this callback the coefficient stays as the config has it.
+
+    Args:
+        target: the KL to hold, in nats per token like the ``kl`` of the log.
+        gain: how strongly the coefficient reacts; at 0.1 it changes by at most 2 % a step.
+    """
+
+    def __init__(self, target: float = 0.1, gain: float = 0.1) -> None:
+        if target <= 0 or not 0 < gain < 5:
+            raise ValueError(
+                f"AdaptiveKL: target is {target} and gain {gain}; write a target above 0 and a gain between 0 and 5."
+            )
+        self.target, self.gain = target, gain
+        self._coef: float | None = None  # as it was in a checkpoint
+        self._step = 0  # the last optimizer step that was counted
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not getattr(module, "kl_coef", 0.0):
+            raise ValueError("AdaptiveKL needs a KL term to control; write model.kl_coef above 0, where it starts from.")
+        if self._coef is not None:
+            module.kl_coef = self._coef  # type: ignore[assignment]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        error = float(trainer.callback_metrics["kl"]) / self.target - 1
+        module.kl_coef = self._coef = float(module.kl_coef) * (1 + self.gain * min(0.2, max(-0.2, error)))  # type: ignore
+        module.log("kl_coef", self._coef)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coef": self._coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._coef = state["coef"]

@@ -1,0 +1,267 @@
+"""Base LightningModule: policy, optimizer, training stream, evaluation, checkpoints. Contains no learning rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.models.compiling import compile_policy
+from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.policy import Policy
+from lit_rl.models.sharding import shard, unsharded_weights
+from lit_rl.models.spec import PolicySpec
+from lit_rl.randomness import generator_state, seeded, set_generator_state
+from lit_rl.runtime import Runtime
+from lit_rl.sampling.actor import Actor
+from lit_rl.sampling.check import check_policy
+from lit_rl.sampling.renderer import Renderer
+from lit_rl.training.batch_plan import BatchPlan
+from lit_rl.training.checks import check_equal_work, check_intervals, check_trainer
+from lit_rl.training.resume import check_same_model, collect_states, state_of_rank
+from lit_rl.training.schedule import Schedule
+from lit_rl.training.step_metrics import StepMetrics
+from lit_rl.training.stream import MicroBatch, TrainingStream
+from lit_rl.types import PromptBatch
+
+ON_PROGRESS_BAR = ("loss", "reward", "kl")
+
+
+def default_optimizer(params: Any) -> torch.optim.Optimizer:
+    """AdamW without weight decay at a rate of 2e-5, for fine-tuning a pretrained model."""
+    return torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0)
+
+
+class PolicyModule(pl.LightningModule):
+    """Policy, optimizer, training stream, evaluation and checkpoints of an algorithm.
+
+    Args:
+        policy: the model that learns and its tokenizer.
+        optimizer: any torch or bitsandbytes optimizer.
+        schedule: schedule of the learning rate.
+        evaluation: how held-out problems are answered and judged.
+        seed: seeds initial weights (models from scratch) and all sampling; linked to ``seed_everything`` on the command line.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        *,
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: Schedule | None = None,
+        evaluation: Evaluation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.policy_spec, self.seed = policy, seed
+        self.tokenizer = load_tokenizer(policy)  # here: data modules read it before `configure_model`
+        self.renderer = Renderer(self.tokenizer)
+        self.evaluation = evaluation or Evaluation()
+        self._optimizer, self._schedule = optimizer, schedule or Schedule()
+        self._stream: TrainingStream[Any] | None = None
+        self._stream_state: dict[str, Any] | None = None
+        self._step_metrics = StepMetrics({})
+        self._step_start = 0.0
+
+    # --- what an algorithm gives ---------------------------------------------------------------------------------
+
+    def batch_plan(self, prompts: int) -> BatchPlan:
+        """Plan of a batch of ``prompts`` prompts (over all ranks)."""
+        raise NotImplementedError
+
+    def training_stream(self, loader: DataLoader, plan: BatchPlan) -> TrainingStream[Any]:
+        """Stream of micro-batches that this algorithm trains on."""
+        raise NotImplementedError
+
+    def policies(self) -> list[Policy]:
+        """Every policy that runs forwards: the learner first, then frozen copies and critics."""
+        return [self.policy]
+
+    def exports(self) -> dict[str, Policy]:
+        """Policies to export, by the suffix of their folder's name."""
+        return {"": self.policy}
+
+    def parameters_to_learn(self) -> list[Any]:
+        """Parameters, or groups of them, for the optimizer."""
+        return [p for p in self.policy.parameters() if p.requires_grad]
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if hasattr(self, "policy"):
+            return
+        with seeded(self.seed):
+            self.policy = Policy(self.policy_spec, self.tokenizer)
+        check_policy(self.policy)
+        self.configure_policy()
+        for policy in self.policies():
+            if policy.spec.compile:
+                compile_policy(policy, decoding=self.device_mesh is None)
+        if self.device_mesh is not None:
+            for policy in self.policies():
+                shard(policy, self.device_mesh)
+
+    def configure_policy(self) -> None:
+        """Change the new policy before it is compiled and sharded."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.parameters_to_learn())
+        scheduler = self._schedule.build(optimizer, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_data(self, loader: DataLoader) -> TrainingStream[Any]:
+        """Turn a loader of prompts into this algorithm's training data; a data module's ``train_dataloader`` returns it."""
+        self._stream = self.training_stream(loader, self.batch_plan((loader.batch_size or 1) * self.trainer.world_size))
+        if self._stream_state is not None:
+            self._stream.load_state_dict(self._stream_state)
+            self._stream_state = None
+        return self._stream
+
+    @rank_zero_only
+    def _print_plan(self, plan: BatchPlan) -> None:
+        table = Table("batch plan", "")
+        for row in plan.rows():
+            table.add_row(*row)
+        Console().print(table)
+
+    def setup(self, stage: str) -> None:
+        check_trainer(self.trainer)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and stage == "fit":
+            self._print_plan(self.batch_plan(data.batch_size))
+        if data is not None and self.policy_spec.unshard == "layer":
+            problems = data.val_set if stage in ("fit", "validate") else data.test_set
+            check_equal_work(len(problems), self.trainer.world_size)
+
+    def on_train_start(self) -> None:
+        assert self._stream is not None
+        check_intervals(self.trainer, self._stream.plan.micro_batches)
+
+    # --- collaborators -------------------------------------------------------------------------------------------
+
+    @property
+    def runtime(self) -> Runtime:
+        """The Trainer, as collaborators see it."""
+        return Runtime(self.trainer)
+
+    @property
+    def actor(self) -> Actor:
+        """The policy, as rewards and evaluation see it."""
+        return Actor(self.policy, self.renderer, self.seed, self.runtime)
+
+    def unsharded(self) -> AbstractContextManager[None]:
+        """Whole weights on every rank, if they are sharded and `PolicySpec.unshard` allows it."""
+        return unsharded_weights(self.policies() if self.policy_spec.unshard == "rollout" else [])
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def record(
+        self,
+        batch: MicroBatch[Any],
+        sums: dict[str, Tensor],
+        ratios: dict[str, tuple[Tensor, Tensor]] | None = None,
+        ranges: dict[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Add up the shares of this micro-batch in the metrics of its optimizer step; log them with the last one.
+
+        Args:
+            batch: the micro-batch.
+            sums: 0-D shares; over all micro-batches and ranks they add up to the metric.
+            ratios: 0-D shares of a numerator and a denominator, whose sums are divided at the end.
+            ranges: 1-D values, of which the smallest and the largest of the step are logged as ``<name>/min`` and ``/max``.
+
+        Returns:
+            Logged values, the same on all ranks; nothing before the last micro-batch of the step.
+        """
+        if batch.first:
+            self._step_metrics = StepMetrics(batch.metrics)
+        self._step_metrics.add(sums, ratios or {}, ranges or {})
+        if not batch.last:
+            return {}
+        values = self._step_metrics.over_ranks(self.runtime.sum, self.runtime.max)
+        shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
+        self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
+        rest = {name: value for name, value in values.items() if name not in shown}
+        self.log_dict(rest, on_step=True, on_epoch=False)
+        return values
+
+    def on_train_batch_start(self, batch: MicroBatch[Any], batch_idx: int) -> None:
+        if batch.first:
+            self._step_start = time.perf_counter()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = gradient_clip_val or torch.inf
+        by_norm = gradient_clip_algorithm != "value"  # Lightning passes an enum that equals its value
+        norm = torch.nn.utils.clip_grad_norm_(params, limit if by_norm else torch.inf)
+        if not by_norm:
+            torch.nn.utils.clip_grad_value_(params, limit)
+        self.log("grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self.log("time/update", time.perf_counter() - self._step_start)
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.evaluation.update(self.actor, batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.evaluation.update(self.actor, batch)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, str]]:
+        return self.evaluation.answer(self.actor, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = {f"{stage}/{name}": value for name, value in self.evaluation.compute().items()}
+        self.log_dict(metrics, rank_zero_only=True)
+
+    # Evaluation draws random numbers and unshards weights; neither may show in training.
+
+    def on_validation_start(self) -> None:
+        self._isolated = self._isolation()
+        self._isolated.__enter__()
+
+    def on_validation_end(self) -> None:
+        self._isolated.__exit__(None, None, None)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+    on_predict_start, on_predict_end = on_validation_start, on_validation_end
+
+    @contextmanager
+    def _isolation(self) -> Iterator[None]:
+        before = generator_state()
+        with self.unsharded():
+            yield
+        set_generator_state(before)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._stream is not None:
+            checkpoint["stream"] = collect_states(self._stream.state_dict(), self.trainer.world_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_model(self.state_dict(), checkpoint.get("state_dict") or {})
+        if self.trainer.training and "stream" in checkpoint:
+            self._stream_state = state_of_rank(checkpoint["stream"], self.trainer.global_rank, self.trainer.world_size)

@@ -1,0 +1,267 @@
+"""Policy gradient: the steps from a scored rollout to the loss of a micro-batch that GRPO, RPT and PPO share.
+
+They differ in advantages: GRPO and RPT compare the completions of a group with each other, PPO asks a critic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader
+
+from lit_rl.algorithms.module import PolicyModule
+from lit_rl.models.policy import Policy
+from lit_rl.models.reference import Reference
+from lit_rl.models.spec import PolicySpec
+from lit_rl.objectives.kl import kl_penalties
+from lit_rl.objectives.objective import Objective, top_entropy_mask
+from lit_rl.objectives.overlong import Overlong
+from lit_rl.options import check_least
+from lit_rl.rewards import ArithmeticAnswer, Reward
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.sampler import Sampler
+from lit_rl.training.batch_plan import BatchPlan
+from lit_rl.training.collector import Collector
+from lit_rl.training.experience import Experience
+from lit_rl.training.stream import MicroBatch
+from lit_rl.training.supervised import supervised_rows
+from lit_rl.types import TokenScores
+
+AGREEMENT_NATS = {"full": 1e-3, "half": 5e-2}
+"""Mean difference per token up to which sampler and learner agree, by the precision of the run."""
+
+
+def rl_optimizer(params: Any) -> torch.optim.Optimizer:
+    """AdamW without weight decay at a rate of 1e-6, for reinforcement learning on a pretrained model."""
+    return torch.optim.AdamW(params, lr=1e-6, weight_decay=0.0)
+
+
+class PolicyLoss(NamedTuple):
+    """Loss of a micro-batch and its shares in the metrics of its optimizer step; see `PolicyModule.record`."""
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+    ratios: dict[str, tuple[Tensor, Tensor]]
+    ranges: dict[str, Tensor]
+
+
+class PolicyGradient(PolicyModule):
+    """Samples completions, rewards them, and makes the better ones more likely.
+
+    Args:
+        policy: the model that learns and its tokenizer.
+        sampler: how completions are drawn.
+        reward: scores completions; default: 1 for a correct answer, else 0.
+        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 1e-6.
+        group_size: completions per prompt.
+        epochs: passes over a rollout; 1 with one minibatch is strictly on-policy.
+        minibatches: optimizer steps per pass.
+        negative_weight: factor on negative advantages; 1 leaves them as they are, less lets bad completions push the policy
+            around less, 0 learns from the better ones alone (as RAFT does, arXiv 2304.06767).
+        overlong: treatment of completions that ran into the length limit, or came near it.
+        objective: surrogate, ratio, clipping, aggregation, KL estimator, corrections.
+        kl_coef: weight of the KL to the starting policy, in nats; 0 keeps no reference.
+        entropy_coef: weight of an entropy bonus, in nats; 0 leaves it out.
+        lm_coef: weight of the language-model loss on the prompts' true completions, averaged over their own tokens; 0 leaves
+            it out.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        *,
+        sampler: Sampler | None = None,
+        reward: Reward | None = None,
+        optimizer: OptimizerCallable = rl_optimizer,
+        group_size: int = 8,
+        epochs: int = 1,
+        minibatches: int = 1,
+        negative_weight: float = 1.0,
+        overlong: Overlong = Overlong(),
+        objective: Objective = Objective(),
+        kl_coef: float = 0.0,
+        entropy_coef: float = 0.0,
+        lm_coef: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(policy, optimizer=optimizer, **options)
+        self.sampler, self.reward = sampler or Sampler(), reward or ArithmeticAnswer()
+        self.group_size, self.epochs, self.minibatches = group_size, epochs, minibatches
+        self.negative_weight, self.overlong, self.objective = negative_weight, overlong, objective
+        self.kl_coef, self.entropy_coef, self.lm_coef = kl_coef, entropy_coef, lm_coef
+        self.reference: Reference | None = None
+        self._agreed = False  # whether sampler and learner have been seen to agree
+        self._check_options()
+
+    def _check_options(self) -> None:
+        check_least(self, "model", group_size=1, epochs=1, minibatches=1, negative_weight=0, kl_coef=0, lm_coef=0)
+        if self.sampler.temperature == 0:
+            raise ValueError("model.sampler.temperature is 0: all completions of a group would be equal; write 1.0.")
+        lora = self.policy_spec.lora
+        if lora is not None and lora.dropout:
+            raise ValueError(f"model.policy.lora.dropout is {lora.dropout}; sampler and learner must agree: write 0.")
+        if self.objective.surrogate == "reinforce" and self.epochs * self.minibatches > 1:
+            raise ValueError(
+                f"objective.surrogate reinforce goes with one epoch of one minibatch, not {self.epochs} x {self.minibatches}: "
+                "it has no ratio for a policy that has moved. With more steps a rollout write clip, cispo or sapo."
+            )
+
+    # --- what an algorithm gives ---------------------------------------------------------------------------------
+
+    def advantages(self, rollouts: Rollouts) -> Tensor:
+        """(N, T) advantages of scored rollouts; reference log-probabilities are there if there is a reference."""
+        raise NotImplementedError
+
+    def advantage_metrics(self, rollouts: Rollouts) -> dict[str, float]:
+        """Metrics of rollouts with advantages, to log beside `lit_rl.training.step_metrics.rollout_metrics`."""
+        return {}
+
+    def skips_zero_advantages(self) -> bool:
+        """Whether rows with advantage 0 have no gradient, so that leaving them out is exact."""
+        return False
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def policies(self) -> list[Policy]:
+        copy = self.reference.copy if self.reference else None
+        return [self.policy] if copy is None else [self.policy, copy]
+
+    def configure_policy(self) -> None:
+        self.policy.disable_dropout()
+        if not (self.policy.capabilities.packs or self.policy.capabilities.shares_prompts):
+            rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
+        if self.kl_coef:
+            self.reference = Reference(self.policy)
+
+    def on_fit_start(self) -> None:
+        if self.reference and self.reference.copy is not None and self.device_mesh is None:
+            self.trainer.precision_plugin.convert_module(self.reference.copy.to(self.device))
+
+    def batch_plan(self, prompts: int) -> BatchPlan:
+        trainer = self.trainer
+        return BatchPlan(
+            prompts, trainer.world_size, self.group_size, self.epochs, self.minibatches, trainer.accumulate_grad_batches
+        )
+
+    def training_stream(self, loader: DataLoader, plan: BatchPlan) -> Experience:
+        return Experience(
+            loader,
+            plan,
+            Collector(self.actor, self.sampler, self.reward, self.overlong, self.group_size),
+            finish=self.add_advantages,
+            unsharded=self.unsharded,
+            aggregation=self.objective.aggregation,
+            skips_zero_advantages=self.skips_zero_advantages,
+        )
+
+    # --- from a scored rollout to its first step -----------------------------------------------------------------
+
+    def add_advantages(self, rollouts: Rollouts) -> dict[str, float]:
+        """Fill in advantages and whatever else the loss needs; metrics to log with the rollout."""
+        if self.reference and self.kl_coef:
+            rollouts.ref_logprobs = self.score_in_chunks(rollouts, self.reference.score)
+        if self.objective.correction.method != "none" and self.epochs * self.minibatches > 1:
+            rollouts.old_logprobs = self.score_in_chunks(rollouts, self._own_logprobs)
+        mask = rollouts.loss_mask
+        advantages = self.advantages(rollouts) * mask
+        rollouts.advantages = torch.where(advantages < 0, advantages * self.negative_weight, advantages)
+        if self.objective.top_entropy < 1:
+            everyone = self.runtime.gather(rollouts.entropies[mask])
+            rollouts.gradient_mask = top_entropy_mask(rollouts.entropies, mask, everyone, self.objective.top_entropy)
+        return self.advantage_metrics(rollouts)
+
+    def penalties(self, rollouts: Rollouts) -> Tensor:
+        """(N, T) KL term taken off the reward at each token; zeros if it is a term of the loss, or there is none."""
+        if not rollouts.has("ref_logprobs") or self.objective.kl_in != "reward":
+            return torch.zeros_like(rollouts.logprobs)
+        kl = kl_penalties(rollouts.logprobs, rollouts.ref_logprobs, self.objective.kl_estimator)
+        return self.kl_coef * kl * rollouts.sampled
+
+    def _own_logprobs(self, rollouts: Rollouts) -> Tensor:
+        with torch.no_grad():
+            return self.policy.score(rollouts, details=False).logprobs.float()
+
+    def score_in_chunks(self, rollouts: Rollouts, score: Callable[[Rollouts], Tensor], columns: int = 0) -> Tensor:
+        """(N, T + columns) scores, in as many chunks as a pass has micro-batches.
+
+        A chunk needs no more memory than a micro-batch, and all ranks run equally many.
+
+        Args:
+            rollouts: whole rollouts.
+            score: rollouts (n rows, t tokens) -> (n, t + columns).
+            columns: columns that ``score`` adds.
+        """
+        scores = pad(torch.zeros_like(rollouts.logprobs), (0, columns))
+        for chunk in torch.arange(rollouts.num_groups).chunk(self.minibatches * self.trainer.accumulate_grad_batches):
+            groups = chunk.tolist()
+            with self.runtime.forward_context():
+                scored = score(rollouts.select(groups))
+            rows = rollouts.rows_of(groups)
+            scores[rows[:, None], torch.arange(scored.shape[1], device=rows.device)] = scored
+        return scores
+
+    # --- a step --------------------------------------------------------------------------------------------------
+
+    def policy_loss(self, batch: MicroBatch[Rollouts], scores: TokenScores) -> PolicyLoss:
+        """Share of a micro-batch in the loss and the metrics of its optimizer step.
+
+        Args:
+            batch: the micro-batch.
+            scores: scores of its tokens under the learner.
+        """
+        rollouts = batch.rows
+        log_ratio = (scores.logprobs - rollouts.logprobs).detach()  # (N, T), 0 after a row's end
+        self._check_sampler(batch, log_ratio)
+        losses, shares, means, weights = self.objective.token_losses(scores, rollouts, self.kl_coef, self.entropy_coef)
+        loss = (losses * batch.weights).sum()
+        sampled = rollouts.sampled * rollouts.multiplicity[:, None]  # (N, T)
+        in_loss = rollouts.loss_mask * rollouts.multiplicity[:, None]
+        sums = {name: (value * in_loss).sum() / max(batch.num_tokens, 1) for name, value in shares.items()}
+        if self.lm_coef:
+            sums["lm_loss"] = self._language_loss(batch)
+            loss = loss + self.lm_coef * sums["lm_loss"]
+        means["sampling/sampling_logp_difference/mean"] = log_ratio.abs()
+        ranges = {}
+        if weights is not None:
+            means["sampling/importance_sampling_ratio/mean"] = weights
+            ranges["sampling/importance_sampling_ratio"] = weights[rollouts.sampled]
+        # Over the tokens that were scored: groups without signal may have been left out.
+        scored = sampled.sum()
+        ratios = {name: ((value * sampled).sum(), scored) for name, value in means.items()}
+        return PolicyLoss(loss, sums, ratios, ranges)
+
+    def _language_loss(self, batch: MicroBatch[Rollouts]) -> Tensor:
+        """Share of a micro-batch in the language-model loss of its optimizer step."""
+        prompts = self.renderer.plain(batch.rows.prompts)
+        rows = supervised_rows(prompts, self.renderer.pad_id, self.policy.context).to(self.device)
+        return -self.policy.score_sequences(rows).logprobs.sum() / batch.num_targets
+
+    def _check_sampler(self, batch: MicroBatch[Rollouts], log_ratio: Tensor) -> None:
+        """Refuse a learner that sees other log-probabilities than the sampler before anything was learned."""
+        if self._agreed or not batch.on_policy:
+            return
+        difference = float(log_ratio.abs().sum() / batch.rows.sampled.sum())
+        full = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
+        if difference > AGREEMENT_NATS["full" if full else "half"]:
+            raise ValueError(
+                f"log-probabilities of learner and sampler differ by {difference:.2g} nats a token before any step; every "
+                "ratio would be wrong; likely the model has randomness in train mode or does not support its cache: "
+                "try model.policy.attention eager, or another model_type."
+            )
+        self._agreed = True
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reward"] = self.reward.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.reward.load_state_dict(checkpoint.get("reward") or {})

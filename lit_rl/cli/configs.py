@@ -1,0 +1,53 @@
+"""Configs and checkpoints by name or path, as the command line takes them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def find_config(name: str) -> str:
+    """The path of a config given by path, or by the name of one that comes with the package."""
+    if Path(name).is_file():
+        return name
+    folder = importlib.resources.files("lit_rl.configs")
+    packaged = folder.joinpath(*f"{name.removesuffix('.yaml')}.yaml".split("/"))
+    if packaged.is_file():
+        return str(packaged)
+    known = sorted(str(path.relative_to(str(folder)))[:-5] for path in Path(str(folder)).rglob("*.yaml"))
+    raise ValueError(f"no config {name!r}: it is neither a file nor one of {', '.join(known)}.{suggestion(name, known)}")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The named entries of a YAML file.
+
+    Raises:
+        ValueError: where it is broken or holds no names, with the line.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = ": ".join(filter(None, (error.context, error.problem)))
+        raise ValueError(f"{path}{line}: this is no YAML: {reason}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: this is no YAML text: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: it must hold named entries such as `trainer:`, not {type(content).__name__}.")
+    return content
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """`` Did you mean ...?`` where something known is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest ``last.ckpt`` of the runs below a folder."""
+    found = sorted(folder.glob("**/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None

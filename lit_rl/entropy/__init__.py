@@ -1,0 +1,1 @@
+"""Next-token entropy of texts by a proxy model, kept on disk."""

@@ -1,0 +1,107 @@
+"""Entropies of the targets of windows, computed once and kept on disk: a killed run goes on where it stopped.
+
+The file is an array of float32 nats, NaN where nothing was computed yet, filled from the front.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
+
+from lit_rl.entropy.compute import window_entropies
+from lit_rl.models.policy import Policy
+from lit_rl.models.spec import PolicySpec
+from lit_rl.text.windows import Windows
+
+FLUSH = 16
+"""Batches between two moments at which the file is made sure of."""
+
+
+def entropy_key(windows: Windows, proxy: PolicySpec, seed: int, tokenizer: PreTrainedTokenizerBase, top_k: int) -> str:
+    """A name for these entropies: the same windows, model, tokenizer and ``top_k`` give the same one.
+
+    A model folder counts by the content of its files; ``seed`` by the weights of a model from scratch.
+    """
+    digest = hashlib.sha256()
+    start, stop = (int(windows.starts.min()), int(windows.limits.max())) if len(windows) else (0, 0)
+    digest.update(np.ascontiguousarray(windows.ids[start:stop]).data)
+    for places in (windows.starts, windows.firsts, windows.ends, windows.limits):
+        digest.update(np.ascontiguousarray(places - start, dtype=np.int64).data)
+    model = [asdict(proxy), seed, _folder_hashes(proxy.pretrained), sorted(tokenizer.get_vocab().items()), top_k]
+    digest.update(json.dumps(model, sort_keys=True).encode())
+    return digest.hexdigest()[:24]
+
+
+def _folder_hashes(source: str | None) -> list[str]:
+    """Hashes of the files that a model is read from; none for a name on the hub."""
+    files = sorted(Path(source).expanduser().iterdir()) if source and Path(source).expanduser().is_dir() else []
+    hashes = []
+    for path in files:
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            with path.open("rb") as file:
+                hashes.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return hashes
+
+
+def read_entropies(file: Path) -> NDArray[np.float32]:
+    """(windows.num_targets) nats, memory-mapped, to be read only."""
+    return np.load(file, mmap_mode="r")
+
+
+def is_complete(file: Path) -> bool:
+    """Whether the file is there and full."""
+    return file.is_file() and (len(values := read_entropies(file)) == 0 or not math.isnan(values[-1]))
+
+
+def fill_entropies(file: Path, windows: Windows, proxy: Callable[[], Policy], top_k: int, batch_tokens: int) -> None:
+    """Compute what the file lacks, with a progress bar.
+
+    Args:
+        file: begun where it does not exist.
+        windows: (W) with at least one target.
+        proxy: builds the model that is asked; called only where something is lacking.
+        top_k: entropy over that many most likely tokens, renormalised; 0 takes all.
+        batch_tokens: tokens of one forward pass.
+
+    Raises:
+        ValueError: where the model's entropy is NaN.
+    """
+    if is_complete(file):
+        return
+    if not file.is_file():
+        _begin(file, windows.num_targets)
+    values = np.load(file, mmap_mode="r+")
+    done = bisect.bisect_left(range(len(values)), True, key=lambda place: math.isnan(values[place]))
+    window = windows.locate(done)[0]
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("Entropies", total=windows.num_targets)
+        for number, (stop, found) in enumerate(window_entropies(proxy(), windows, top_k, batch_tokens, window), start=1):
+            end = int(windows.offsets[stop])
+            if np.isnan(found).any():
+                raise ValueError(f"the proxy's entropy is NaN before window {stop}: it may overflow in its dtype; try float32.")
+            values[end - len(found) : end] = found
+            if number % FLUSH == 0:
+                values.flush()
+            progress.update(bar, completed=end)
+    values.flush()
+
+
+def _begin(file: Path, size: int) -> None:
+    """A file that says of every target that it is not computed; under its name only when it is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.new-{os.getpid()}")
+    values = np.lib.format.open_memmap(new, mode="w+", dtype=np.float32, shape=(size,))
+    values[:] = math.nan
+    values.flush()
+    new.replace(file)

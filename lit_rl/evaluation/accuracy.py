@@ -1,0 +1,98 @@
+"""How good the policy is on held-out problems: greedy accuracy with an interval, pass@k and majority vote."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lit_rl.evaluation.metrics import Proportion, majority, pass_at_k
+from lit_rl.rewards.answers import ArithmeticAnswer
+from lit_rl.rewards.base import AnswerReward
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.actor import Actor
+from lit_rl.sampling.sampler import Sampler
+from lit_rl.types import PromptBatch
+
+EVALUATION_ROLLOUT = 2**32 - 1
+"""The rollout number of evaluation draws, which training never reaches."""
+
+
+class Evaluation(nn.Module):
+    """Generates answers to held-out problems and counts the right ones.
+
+    Args:
+        max_new_tokens: longest completion in tokens; 0 generates nothing, which leaves SFT its validation loss.
+        correct: what a right answer is.
+        samples: sampled completions per problem for pass@k and the majority vote; 0 leaves both out.
+        temperature: of those samples.
+    """
+
+    def __init__(
+        self,
+        max_new_tokens: int = 256,
+        correct: AnswerReward | None = None,
+        samples: int = 0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.correct = correct or ArithmeticAnswer()
+        self.samples, self.generates = samples, max_new_tokens > 0
+        self.greedy = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=0.0)
+        self.sampled = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=temperature)
+        names = ["accuracy", "truncated"] if self.generates else []
+        if samples and self.generates:
+            names += ["pass@1", f"pass@{samples}", f"maj@{samples}"]
+        self.proportions = nn.ModuleDict({name: Proportion() for name in names})
+
+    def update(self, actor: Actor, prompts: PromptBatch) -> None:
+        """Count in one batch of problems."""
+        if not self.generates:
+            return
+        self._count(self._generate(actor, self.greedy, prompts, 1))
+        if self.samples:
+            self._count_samples(self._generate(actor, self.sampled, prompts, self.samples))
+
+    def answer(self, actor: Actor, prompts: PromptBatch) -> list[dict[str, str]]:
+        """Prompt, greedy completion and reference of each problem."""
+        rollouts = self._generate(actor, self.greedy, prompts, 1)
+        return [
+            {"prompt": sample.prompt, "completion": text, "reference": sample.reference}
+            for sample, text in zip(rollouts.prompts.samples, rollouts.texts, strict=True)
+        ]
+
+    def _count(self, rollouts: Rollouts) -> None:
+        """Count in one greedy completion of each problem."""
+        self._add("accuracy", self.correct.score(rollouts))
+        self._add("truncated", rollouts.truncated)
+
+    def _count_samples(self, rollouts: Rollouts) -> None:
+        size = self.samples
+        answers = self.correct.answers(rollouts)
+        right = rollouts.per_group(self.correct.score(rollouts), lambda group: group.sum(1)).long().tolist()
+        samples = rollouts.prompts.samples
+        votes = [majority(answers[first : first + size]) for first in range(0, len(answers), size)]
+        voted = [self.correct.is_right(vote, sample) for vote, sample in zip(votes, samples, strict=True)]
+        for k in {1, size}:
+            self._add(f"pass@{k}", torch.tensor([pass_at_k(size, count, k) for count in right], dtype=torch.float64))
+        self._add(f"maj@{size}", torch.tensor(voted))
+
+    def _generate(self, actor: Actor, sampler: Sampler, prompts: PromptBatch, size: int) -> Rollouts:
+        return actor.generate(sampler, actor.renderer.render(prompts), size, EVALUATION_ROLLOUT)
+
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        metric = self.proportions[name]
+        assert isinstance(metric, Proportion)
+        metric.update(values)
+
+    def compute(self) -> dict[str, float]:
+        """The figures over all ranks, each with ``_low`` and ``_high`` of its interval, and a fresh start for the next."""
+        metrics: dict[str, float] = {}
+        for name, metric in self.proportions.items():
+            assert isinstance(metric, Proportion)
+            value = metric.compute()
+            if not value["count"]:  # of a kind that was not among the problems
+                metric.reset()
+                continue
+            metrics |= {name: value["mean"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            metric.reset()
+        return metrics

@@ -1,0 +1,85 @@
+"""StepValues of a rollout and of an evaluation: proportions with their interval, pass@k, majority vote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from math import comb, sqrt
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927): honest near 0 and 1, where +-1.96 se is not.
+
+    Example: 45 of 100 gives 0.356 to 0.548.
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    p, zz = successes / trials, z * z
+    center = (p + zz / (2 * trials)) / (1 + zz / trials)
+    half = z / (1 + zz / trials) * sqrt(p * (1 - p) / trials + zz / (4 * trials * trials))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """``1 - C(n - c, k) / C(n, k)``: the unbiased chance that one of k draws is right (arXiv 2107.03374, eq. 1)."""
+    return 1.0 - comb(samples - right, k) / comb(samples, k)
+
+
+def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
+    """The most frequent answer, the first of them where several are; None where no completion has one."""
+    counted = Counter(answer for answer in answers if answer is not None)
+    return counted.most_common(1)[0][0] if counted else None
+
+
+class Proportion(Metric):
+    """A mean of values in [0, 1] with its Wilson interval, over all ranks."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        self.total += values.double().sum()
+        self.count += values.numel()
+
+    def compute(self) -> dict[str, float]:
+        """``mean``, ``low``, ``high``, and the ``count`` of values."""
+        total, count = float(self.total), float(self.count)
+        low, high = wilson_interval(total, count)
+        return {"mean": total / max(count, 1.0), "low": low, "high": high, "count": count}
+
+
+class Mean(Metric):
+    """A mean of any values with the interval of its standard error (1.96 of them), over all ranks."""
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "squares", "count"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        values = values.double()
+        self.total += values.sum()
+        self.squares += values.square().sum()
+        self.count += values.numel()
+
+    def compute(self) -> dict[str, float]:
+        """``mean``, ``low`` and ``high``."""
+        count = max(float(self.count), 1.0)
+        mean = float(self.total) / count
+        error = sqrt(max(float(self.squares) / count - mean * mean, 0.0) / max(count - 1, 1.0))
+        return {"mean": mean, "low": mean - 1.959964 * error, "high": mean + 1.959964 * error}

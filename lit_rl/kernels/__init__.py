@@ -1,0 +1,1 @@
+"""Forward passes that transformers lacks; torch and transformers only."""

@@ -1,0 +1,41 @@
+"""A policy's forward passes by ``torch.compile``: fewer passes over memory, for a wait at the start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+
+from lit_rl.models.policy import Policy
+
+
+def compile_policy(policy: Policy, decoding: bool = True) -> None:
+    """Compile the learner's layers, one by one since they are alike, and the decoding step as a whole.
+
+    A layer's ``forward`` is compiled and not the module, so that hooks (sharding, gradient checkpointing) stay outside.
+
+    Args:
+        policy: changed in place; copy it before.
+        decoding: whether to compile the decoding step too; where weights are sharded, hooks would cut it into pieces.
+
+    Raises:
+        ValueError: without a C++ compiler, which torch.compile calls.
+    """
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise ValueError("model.policy.compile needs a C++ compiler and finds none; install g++ or write compile: false.")
+    rank_zero_info("policy.compile: the first rollout and the first step wait for the compiler, some ten seconds each or more.")
+    for layer in decoder_layers(policy):
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+    policy.compiled = True
+    if decoding:
+        policy.compiled_step = torch.compile(policy.step, dynamic=True)
+
+
+def decoder_layers(policy: Policy) -> Iterator[nn.Module]:
+    """The repeated layers, by the class names that transformers keeps for sharding."""
+    names = policy.causal_lm._no_split_modules or set()
+    return (module for module in policy.modules() if type(module).__name__ in names)

@@ -1,0 +1,50 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """An exponential moving average of a model's trainable weights, at least in float32.
+
+    It is no ``nn.Module`` and so stays out of the module's parameters and exports.
+
+    Args:
+        decay: share of the average that an update keeps; 1 keeps the weights of the first one, 0 follows the model.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.weights: dict[str, Tensor] = {}
+        self.step = -1
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the model's weights, once per optimizer step: a rollout that is filled up counts once."""
+        if step == self.step:
+            return
+        for name, weight in _trainable(model):
+            new = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+            old = self.weights.get(name)
+            self.weights[name] = new.clone() if old is None else old.to(new).lerp(new, 1 - self.decay)
+        self.step = step
+
+    @contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averages as weights; afterwards it has its own tensors again, even after an exception."""
+        own = {name: weight.data for name, weight in _trainable(model)}
+        try:
+            for name, weight in _trainable(model):
+                weight.data = self.weights[name].to(weight)
+            yield
+        finally:
+            for name, weight in _trainable(model):
+                weight.data = own[name]
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)

@@ -1,0 +1,266 @@
+"""A causal language model as a policy: next-token logits for sampling, log-probabilities of given tokens for learning.
+
+A prompt is computed once per group, and padding not at all, where the model can be packed (`lit_rl.kernels.packing`). Where it cannot,
+`Policy.score` runs the prompts once, with gradient, through a cache, repeats the cache for the rows of each group and runs only
+the completions on it; under gradient checkpointing, which switches the cache off, it then falls back to whole rows. Logits
+exist only chunk by chunk (see `lit_rl.kernels.logprobs`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_rl.kernels.fused_head import LinearHead
+from lit_rl.kernels.kv_cache import PreallocatedLayer, repeat_cache, select_cache
+from lit_rl.kernels.logprobs import score_tokens
+from lit_rl.kernels.packing import Packed, packed_options
+from lit_rl.models.capabilities import Capabilities
+from lit_rl.models.loading import end_tokens, load_model
+from lit_rl.models.spec import PolicySpec
+from lit_rl.models.value_head import ValueHead, load_value_head
+from lit_rl.rollouts import Rollouts
+from lit_rl.types import PromptBatch, TokenBatch, TokenScores
+
+
+class Policy(nn.Module):
+    """The model that learns, and what its objectives ask of it.
+
+    Args:
+        spec: where the model comes from.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.model: Any = load_model(spec, tokenizer)
+        self.model.train()  # transformers hands out pretrained models in eval mode
+        self.spec = spec
+        causal_lm = self.causal_lm
+        self.end_tokens = end_tokens(causal_lm, tokenizer)
+        self.value_head: ValueHead | None = None
+        self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]
+        self._takes_positions = "position_ids" in inspect.signature(causal_lm.get_decoder().forward).parameters
+        self.capabilities = Capabilities.from_config(spec, causal_lm.config)  # `lit_rl.sampling.check` finds out the rest
+        # Set by `compile_policy`: whether layers are compiled, and the compiled `step`, if it is compiled too.
+        self.compiled = False
+        self.compiled_step: Callable[..., Tensor] | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
+        """Move and cast, but keep the precision of buffers that are no weights: in bfloat16 rotary angles drift."""
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name in module._non_persistent_buffers_set and buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer.to(module._buffers[name].device)  # type: ignore[union-attr]
+        return self
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model, without peft's wrapping."""
+        return self.model.get_base_model() if self.spec.lora else self.model
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit into the model's positions; None where nothing limits them (ALiBi)."""
+        config = self.causal_lm.config
+        return None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+
+    def add_value_head(self) -> None:
+        """Make it a critic too, with the head that was exported beside the weights it starts from, or a new one."""
+        width = self.causal_lm.get_output_embeddings().weight.shape[1]
+        self.value_head = ValueHead(width, torch.float64 if self.spec.dtype == "float64" else torch.float32)
+        load_value_head(self.value_head, self.spec.pretrained)
+
+    def disable_dropout(self) -> None:
+        """Set every dropout and router jitter to 0, so that sampler and learner see one policy while staying in train mode."""
+        for module in self.modules():
+            for name, value in vars(module).items():
+                if ("drop" in name or name == "jitter_noise") and isinstance(value, float):
+                    setattr(module, name, 0.0)
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """The model as it was before the adapter: the reference policy of a LoRA run."""
+        with self.model.disable_adapter() if self.spec.lora else nullcontext():
+            yield
+
+    def prefill(self, prompts: PromptBatch) -> tuple[Tensor, DynamicCache]:
+        """Next-token logits (P, V) of every prompt, and the cache of its keys and values."""
+        cache = DynamicCache(config=self.causal_lm.config)
+        with self._uncompiled():
+            hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)
+        return self._logits(hidden[:, -1]), cache
+
+    def decode(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits (n, V) after one more token in each row.
+
+        Args:
+            tokens: (n) the tokens sampled last.
+            mask: (n, L + t) bool over everything in the cache and this token.
+            positions: (n) the position of this token in its row.
+            cache: grows by one position.
+        """
+        # With a window or a convolution transformers must make its own masks from this one; otherwise it is the mask.
+        plain = self.capabilities.shares_keys and all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
+        mask = mask[:, None, None] if plain else mask
+        # One row alone, and prompts that are shared, would each be compiled anew.
+        if (
+            self.compiled_step is not None
+            and len(tokens) > 1
+            and all(type(layer) is PreallocatedLayer for layer in cache.layers)
+        ):
+            return self.compiled_step(tokens, mask, positions, cache)
+        with self._uncompiled():
+            return self.step(tokens, mask, positions, cache)
+
+    def step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """`decode` with the mask as the model wants it."""
+        return self._logits(self._trunk(tokens[:, None], mask, positions[:, None], cache)[:, -1])
+
+    def score(self, rollouts: Rollouts, entropy_grad: bool = False, details: bool = True) -> TokenScores:
+        """Score the sampled tokens under this policy, at their sampling temperature and support: each (N, T).
+
+        Values behind a row's length are 0; ``details`` asks for entropies and hits too.
+        """
+        return self._score(self.hidden_states(rollouts, self.capabilities.packs), rollouts, entropy_grad, details)
+
+    def values(self, rollouts: Rollouts) -> Tensor:
+        """What the critic expects before each sampled token: (N, T), 0 behind a row's length."""
+        assert self.value_head is not None
+        return _scatter(self.value_head(self.hidden_states(rollouts, self.capabilities.packs)), rollouts.sampled)
+
+    def score_with_values(self, rollouts: Rollouts, entropy_grad: bool, detached: bool) -> tuple[TokenScores, Tensor]:
+        """`score` and `values` from one pass; ``detached`` keeps the gradient of the values out of the trunk."""
+        assert self.value_head is not None
+        hidden = self.hidden_states(rollouts, self.capabilities.packs)
+        values = self.value_head(hidden.detach() if detached else hidden)
+        return self._score(hidden, rollouts, entropy_grad, False), _scatter(values, rollouts.sampled)
+
+    def _score(self, hidden: Tensor, rollouts: Rollouts, entropy_grad: bool, details: bool) -> TokenScores:
+        mask, support = rollouts.sampled, rollouts.support
+        scores = score_tokens(
+            hidden,
+            rollouts.completion_ids[mask],
+            self.head(),
+            self.vocabulary,
+            temperature=rollouts.temperature[:, None].expand(mask.shape)[mask],
+            kept=None if support is None else (support.ids, support.counts[mask]),
+            entropy_grad=entropy_grad,
+            details=details,
+        )
+        return TokenScores(*(_scatter(value, mask) for value in scores))
+
+    def score_sequences(self, batch: TokenBatch) -> TokenScores:
+        """Score the targets of whole sequences: each (N, S), 0 elsewhere."""
+        mask, target = batch.mask, batch.target
+        predicts = target.roll(-1, dims=1)  # the state before a target; column 0 is never a target
+        if self.capabilities.packs:
+            nothing = batch.lengths[:0]
+            packed = Packed(batch.ids, mask, batch.ids[:0], nothing, nothing)
+            hidden = self._packed_trunk(packed)[packed.prompts[predicts[:, : packed.prompts.shape[1]]]]
+        else:
+            hidden = self._trunk(batch.ids, mask, _positions(mask))[predicts]
+        scores = score_tokens(hidden, batch.ids[target], self.head(), self.vocabulary)
+        return TokenScores(*(_scatter(value, target) for value in scores))
+
+    def hidden_states(self, rollouts: Rollouts, packed: bool) -> Tensor:
+        """Hidden states (M, H) that predict the M sampled tokens, row by row."""
+        if packed:
+            return self._packed(rollouts)
+        whole = self._shared_prompts(rollouts) if self.capabilities.shares_prompts else self._whole_rows(rollouts)
+        return whole[rollouts.sampled]
+
+    def _packed(self, rollouts: Rollouts) -> Tensor:
+        prompts, owner = rollouts.prompts, rollouts.prompt
+        packed = Packed(prompts.ids, prompts.mask, rollouts.completion_ids, rollouts.lengths - 1, owner)
+        before = torch.cat([packed.last_of_prompts[owner, None], packed.rows], dim=1)  # (N, T)
+        return self._packed_trunk(packed)[before[rollouts.sampled]]
+
+    def _packed_trunk(self, packed: Packed) -> Tensor:
+        """Hidden states (M, H) of a packed sequence."""
+        out = self.causal_lm.get_decoder()(**packed_options(packed), use_cache=False)
+        return out.last_hidden_state[0]
+
+    def _shared_prompts(self, rollouts: Rollouts) -> Tensor:
+        """Hidden states (N, T, H) that predict the completion tokens, each prompt run once."""
+        with self._uncompiled():
+            return self._on_repeated_cache(rollouts)
+
+    def _on_repeated_cache(self, rollouts: Rollouts) -> Tensor:
+        prompts, owner = rollouts.prompts, rollouts.prompt
+        cache = DynamicCache(config=self.causal_lm.config)
+        last = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)[:, -1:]
+        last = last.index_select(0, owner)
+        inputs = rollouts.completion_ids[:, :-1]
+        if inputs.shape[1] == 0:
+            return last
+        if (repeats := rollouts.rows_per_prompt) is not None:
+            repeat_cache(cache, repeats)
+        else:
+            select_cache(cache, owner)
+        prompt_mask = prompts.mask[owner]
+        positions = prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=inputs.device)
+        mask = torch.cat([prompt_mask, rollouts.mask[:, :-1]], dim=1)
+        return torch.cat([last, self._trunk(inputs, mask, positions, cache)], dim=1)
+
+    def _whole_rows(self, rollouts: Rollouts) -> Tensor:
+        """The same states from the padded rows of prompt and completion."""
+        prompts, owner = rollouts.prompts, rollouts.prompt
+        ids = torch.cat([prompts.ids[owner], rollouts.completion_ids[:, :-1]], dim=1)
+        mask = torch.cat([prompts.mask[owner], rollouts.mask[:, :-1]], dim=1)
+        return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 :]
+
+    def _uncompiled(self) -> AbstractContextManager[None]:
+        """Layers run uncompiled on a cache: each looks up its own place there and would be compiled for itself."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
+    def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        out = self.causal_lm.get_decoder()(
+            input_ids=ids,
+            attention_mask=mask if mask.dim() == 4 else mask.long(),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **options,
+        )
+        return out.last_hidden_state
+
+    def head(self) -> LinearHead | Callable[[Tensor], Tensor]:
+        """The model's own head with what its config does to logits (Cohere, Granite, Gemma)."""
+        config, output = self.causal_lm.config, self.causal_lm.get_output_embeddings()
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None) or 0.0
+        if type(output) is nn.Linear:
+            return LinearHead(output.weight, output.bias, scale, cap)
+
+        def logits(hidden: Tensor) -> Tensor:
+            raw = output(hidden) * scale
+            return torch.tanh(raw / cap) * cap if cap else raw
+
+        return logits
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.head()(hidden)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position of each token among the tokens that count in its row: (N, S) bool -> (N, S)."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """Put the values of the masked places back into their rows; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,0 +1,47 @@
+"""Sharded policies (FSDP2): sharding a policy layer by layer, and unsharding its weights for a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from lit_rl.models.compiling import decoder_layers
+from lit_rl.models.policy import Policy
+
+
+def shard(policy: Policy, mesh: DeviceMesh) -> None:
+    """Shard a policy in place, layer by layer, over the mesh's data-parallel processes."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    data_mesh = mesh["data_parallel"]
+    for layer in decoder_layers(policy):
+        fully_shard(layer, mesh=data_mesh)
+    if policy.value_head is not None:
+        fully_shard(policy.value_head, mesh=data_mesh)  # by itself: it is in a precision of its own
+    fully_shard(policy, mesh=data_mesh)
+    for entrance in ("prefill", "decode", "score", "score_sequences", "values", "score_with_values"):
+        register_fsdp_forward_method(policy, entrance)
+
+
+@contextmanager
+def unsharded_weights(policies: list[Policy]) -> Iterator[None]:
+    """Hold whole weights on every rank meanwhile, so that ranks may run different numbers of forwards."""
+    sharded = [module for policy in policies for module in policy.modules() if _is_sharded(module)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)  # type: ignore[operator]
+        module.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()  # type: ignore[operator]
+            module.set_reshard_after_forward(True, recurse=False)  # type: ignore[operator]
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)

@@ -1,0 +1,175 @@
+"""The reward of Reinforcement Pre-Training: is the prediction a prefix of what really follows?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_rl.options import check_choice
+from lit_rl.rewards.base import AnswerReward
+from lit_rl.rollouts import Rollouts
+from lit_rl.text.token_bytes import read_pieces
+from lit_rl.types import Sample
+
+Credit = Literal["exact", "partial", "first_token"]
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    r"""Where a completion says its prediction: by default in its last ``\boxed{...}`` behind its last ``</think>``.
+
+    White space inside counts. Braces in a box must balance. With all three empty the whole completion is the prediction.
+    """
+
+    after: str = "</think>"
+    """What ends the reasoning; nothing before it is read, and without it there is no prediction. Empty: reads everything."""
+    opening: str = r"\boxed{"
+    """What opens the prediction; empty: all that is read is the prediction."""
+    closing: str = "}"
+    """What closes it."""
+
+    def __post_init__(self) -> None:
+        if bool(self.opening) != bool(self.closing):
+            raise ValueError(
+                f"answer.opening is {self.opening!r} and answer.closing {self.closing!r}; write both or leave both empty."
+            )
+
+    def read(self, text: str) -> str | None:
+        """The prediction in the text of a completion, None where there is none."""
+        if self.after:
+            _, found, text = text.rpartition(self.after)
+            if not found:
+                return None
+        if not self.opening:
+            return text
+        return self._last_balanced(text) if self.closing == "}" else self._last_closed(text)
+
+    def _last_closed(self, text: str) -> str | None:
+        """What stands between the last opening that is closed and its closing."""
+        start = len(text)
+        while (start := text.rfind(self.opening, 0, start)) >= 0:
+            inside = start + len(self.opening)
+            if (end := text.find(self.closing, inside)) >= 0:
+                return text[inside:end]
+        return None
+
+    def _last_balanced(self, text: str) -> str | None:
+        """The same where braces inside must balance; in one pass, for policies love to repeat an opening for ever."""
+        opened: list[tuple[int, bool]] = []  # where the inside of each open brace begins, and whether it is a prediction's
+        last, prediction = -1, None
+        for mark in re.finditer(re.escape(self.opening) + "|[{}]", text):
+            if mark[0] != "}":
+                opened.append((mark.end(), mark[0] == self.opening))
+                continue
+            inside, is_prediction = opened.pop() if opened else (-1, False)
+            if is_prediction and inside > last:
+                last, prediction = inside, text[inside : mark.start()]
+        return prediction
+
+
+def matched_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
+    """How many whole tokens the prediction is, one after another from the first; 0 where it is anything else.
+
+    The reward of arXiv 2506.08007, equation 3, is 1 where this is above 0: the bytes of the prediction are a prefix of the
+    bytes that follow, and its length is the end of one of their tokens.
+
+    Args:
+        prediction: bytes of the predicted text.
+        pieces: bytes of each token that really follows.
+    """
+    end = 0
+    for count, piece in enumerate(pieces, start=1):
+        if prediction[end : end + len(piece)] != piece:
+            return 0
+        end += len(piece)
+        if end == len(prediction) and end > 0:
+            return count
+    return 0
+
+
+def agreed_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
+    """How many whole tokens of what follows the prediction begins with, whatever comes after them."""
+    end = count = 0
+    while count < len(pieces) and end < len(prediction) and prediction.startswith(pieces[count], end):
+        end += len(pieces[count])
+        count += 1
+    return count
+
+
+class PrefixMatch(AnswerReward):
+    """1 where the prediction is a prefix of what follows and ends where one of its tokens ends, else 0.
+
+    The tokens are those of the text itself, as bytes (`lit_rl.text.token_bytes`), so that a prediction of several tokens counts and
+    one that stops inside a token or a character does not. A completion that ran into its limit has no prediction, unless the
+    whole completion is one. Logged beside it: ``answered`` and ``matched_tokens``, how long the matching predictions are.
+
+    Args:
+        answer: where the prediction stands in a completion.
+        credit: ``exact`` as above; ``partial`` gives the share of the prediction's bytes before it goes wrong, in whole tokens;
+            ``first_token`` gives 1 where the prediction begins with the next token (arXiv 2506.08007, appendix A).
+        no_answer: reward of a completion without a prediction, 0 or less.
+    """
+
+    name = "prefix_match"
+
+    def __init__(self, answer: AnswerFormat = AnswerFormat(), credit: Credit = "exact", no_answer: float = 0.0) -> None:
+        check_choice("reward.credit", credit, Credit)
+        if no_answer > 0:
+            raise ValueError(f"reward.no_answer is {no_answer}; it is a penalty: write 0 or less.")
+        self.answer, self.credit, self.no_answer = answer, credit, no_answer
+
+    def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        predictions = self.predictions(rollouts)
+        pairs = list(zip(predictions, rows_pieces(rollouts), strict=True))
+        return {
+            self.name: torch.tensor([self._credit(prediction, pieces) for prediction, pieces in pairs]),
+            "answered": torch.tensor([float(prediction is not None) for prediction in predictions]),
+            "matched_tokens": torch.tensor([float(matched_tokens(prediction or b"", pieces)) for prediction, pieces in pairs]),
+        }
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        return parts[self.name] + self.no_answer * (1 - parts["answered"])
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        return self.total(self.parts(rollouts))
+
+    def predictions(self, rollouts: Rollouts) -> list[bytes | None]:
+        """Bytes of each completion's prediction, None where it has none."""
+        whole = not (self.answer.after or self.answer.opening)  # such completions often end at their limit
+        rows = zip(rollouts.texts, rollouts.truncated.tolist(), strict=True)
+        return [None if cut and not whole else self._read(text) for text, cut in rows]
+
+    def answers(self, rollouts: Rollouts) -> list[Hashable | None]:
+        """The predictions, in a form that compares by value."""
+        return list(self.predictions(rollouts))
+
+    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
+        """Whether a prediction is a prefix of what follows the sample's position."""
+        return isinstance(answer, bytes) and matched_tokens(answer, read_pieces(sample.reference)) > 0
+
+    def _read(self, text: str) -> bytes | None:
+        answer = self.answer.read(text)
+        # Bytes that are no character alone stand as surrogates in a completion's text.
+        return None if answer is None else answer.encode("utf-8", "surrogateescape")
+
+    def _credit(self, prediction: bytes | None, pieces: list[bytes]) -> float:
+        if not prediction:
+            return 0.0
+        if self.credit == "partial":
+            return sum(map(len, pieces[: agreed_tokens(prediction, pieces)])) / len(prediction)
+        if self.credit == "first_token":
+            return float(bool(pieces) and prediction.startswith(pieces[0]))
+        return float(matched_tokens(prediction, pieces) > 0)
+
+
+def rows_pieces(rollouts: Rollouts) -> list[list[bytes]]:
+    """Bytes of the tokens that really follow each row's prompt."""
+    references: dict[str, list[bytes]] = {}
+    for sample in rollouts.prompts.samples:
+        references[sample.reference] = read_pieces(sample.reference)
+    return [references[sample.reference] for sample in rollouts.samples]

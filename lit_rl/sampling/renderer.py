@@ -1,0 +1,36 @@
+"""Renderers: text in and out of a policy."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_rl.rollouts import Rollouts
+from lit_rl.types import PromptBatch
+
+
+class Renderer:
+    """Shows prompts as the data give them, and decodes completions by the tokenizer.
+
+    Args:
+        tokenizer: the policy's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills rows up."""
+        return int(self.tokenizer.pad_token_id)
+
+    def render(self, prompts: PromptBatch) -> PromptBatch:
+        """Prompts of the data -> prompts as the policy is shown them."""
+        return prompts
+
+    def plain(self, prompts: PromptBatch) -> PromptBatch:
+        """Prompts as plain text, without template, and their true completions: text for a language-model loss."""
+        return prompts
+
+    def decode(self, rollouts: Rollouts) -> list[str]:
+        """Completions as text, special tokens written out, without the end token."""
+        return self.tokenizer.batch_decode(rollouts.completions(), clean_up_tokenization_spaces=False)

@@ -1,0 +1,6 @@
+"""Feeding Lightning: training streams, batch plans, schedules, strategies."""
+
+from lit_rl.training.schedule import Schedule
+from lit_rl.training.strategy import FSDP2Strategy
+
+__all__ = ["FSDP2Strategy", "Schedule"]

@@ -1,0 +1,44 @@
+"""Checks before the first step: Trainer options that cannot work, each refused in one line that says what to write instead."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import FSDPStrategy
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Refuse what cannot work with training streams or with clipping by norm."""
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise ValueError("trainer.strategy fsdp cannot clip gradients by norm; write --trainer.strategy fsdp2.")
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "GradientAccumulationScheduler changes the batch plan while it runs; "
+            "remove it and set trainer.accumulate_grad_batches."
+        )
+
+
+def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
+    """Refuse an epoch or a validation that would cut through what one batch of prompts becomes."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    counts = {
+        "trainer.limit_train_batches": trainer.num_training_batches,
+        "trainer.val_check_interval": trainer.val_check_batch if trainer.enable_validation else micro_batches,
+    }
+    for name, count in counts.items():
+        if count not in (None, float("inf")) and count % micro_batches:
+            below = int(count // micro_batches * micro_batches) or micro_batches
+            raise ValueError(
+                f"{name} comes to {count} micro-batches, but a batch of prompts becomes {micro_batches}; "
+                f"write a multiple of it, for example {below} or {below + micro_batches}."
+            )
+
+
+def check_equal_work(problems: int, ranks: int) -> None:
+    """Refuse validation problems that ranks cannot share equally, where each forward is a step of all of them."""
+    if problems % ranks:
+        raise ValueError(
+            f"model.policy.unshard layer needs equal work on every rank, but {problems} problems "
+            f"do not divide over {ranks} ranks."
+        )

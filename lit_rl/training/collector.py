@@ -1,0 +1,67 @@
+"""Collector: prompts in, scored completions out. Knows nothing of learning."""
+
+from __future__ import annotations
+
+import time
+
+from lit_rl.objectives.overlong import Overlong
+from lit_rl.rewards.base import Reward, score_rollouts
+from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.actor import Actor
+from lit_rl.sampling.sampler import Sampler
+from lit_rl.types import PromptBatch
+
+
+class Collector:
+    """Renders prompts, samples completions and scores them; the rollout callbacks speak before and after.
+
+    Args:
+        actor: the policy that answers.
+        sampler: how completions are drawn.
+        reward: scores completions.
+        overlong: treatment of completions that are too long.
+        group_size: completions per prompt.
+    """
+
+    def __init__(self, actor: Actor, sampler: Sampler, reward: Reward, overlong: Overlong, group_size: int) -> None:
+        self.actor, self.sampler, self.reward = actor, sampler, reward
+        self.overlong, self.group_size = overlong, group_size
+        self.number = 0  # rollouts finished in this run, which sampling is keyed by
+        self.times: dict[str, float] = {}  # of the last rollout's first draw
+
+    def collect(self, prompts: PromptBatch) -> Rollouts:
+        """Scored rollouts of a batch of prompts, after the callbacks."""
+        start = time.perf_counter()
+        rollouts = self._sample(prompts, round=0)
+        tokens = int(rollouts.lengths.sum()) * self.actor.runtime.ranks
+        sampled = time.perf_counter()
+        self._score(rollouts)
+        self.times = {
+            "time/rollout": sampled - start,
+            "time/reward": time.perf_counter() - sampled,
+            "perf/rollout_tokens_per_second": tokens / (sampled - start),
+        }
+        rollouts = self.actor.runtime.on_rollout_end(rollouts)
+        self.number += 1
+        return rollouts
+
+    def draw(self, prompts: PromptBatch, round: int) -> Rollouts:
+        """Scored rollouts of more prompts for the same rollout, before the callbacks of its end.
+
+        Args:
+            prompts: of the data.
+            round: counts the draws of a rollout from 1 on, so that a prompt that comes again gets other completions.
+        """
+        rollouts = self._sample(prompts, round)
+        self._score(rollouts)
+        return rollouts
+
+    def _sample(self, prompts: PromptBatch, round: int) -> Rollouts:
+        shown = self.actor.renderer.render(prompts.to(self.actor.runtime.device))
+        shown = self.actor.runtime.on_rollout_start(shown)
+        return self.actor.generate(self.sampler, shown, self.group_size, self.number, round)
+
+    def _score(self, rollouts: Rollouts) -> None:
+        self.reward.prepare(self.actor, rollouts)
+        score_rollouts(self.reward, rollouts)
+        self.overlong.apply(rollouts, self.sampler.max_new_tokens)

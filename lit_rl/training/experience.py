@@ -1,0 +1,164 @@
+"""Experience: training data of a reinforcement-learning module, made while it is consumed.
+
+A batch of prompts becomes a scored rollout with advantages; its minibatches are yielded one micro-batch after another,
+``epochs`` times over. Generation thereby is data loading to Lightning, and every Trainer flag and strategy keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_rl.objectives.aggregation import Aggregation, counted_sequences, token_weights
+from lit_rl.rollouts import Rollouts
+from lit_rl.training.batch_plan import BatchPlan, balanced_parts
+from lit_rl.training.collector import Collector
+from lit_rl.training.step_metrics import rollout_metrics
+from lit_rl.training.stream import MicroBatch, TrainingStream
+
+
+class Experience(TrainingStream[Rollouts]):
+    """Rollouts as a stream of micro-batches.
+
+    Args:
+        loader: batches of this rank's prompts.
+        plan: how rollouts are cut.
+        collector: prompts -> scored rollouts.
+        finish: fills in advantages and whatever else the loss needs; returns metrics to log with the rollout.
+        unsharded: holds whole weights on every rank; entered once for all forwards of a rollout.
+        aggregation: how token losses become the loss of an optimizer step.
+        skips_zero_advantages: asked for each rollout, whether groups without advantages have no gradient.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        plan: BatchPlan,
+        collector: Collector,
+        finish: Callable[[Rollouts], dict[str, float]],
+        unsharded: Callable[[], AbstractContextManager[None]],
+        aggregation: Aggregation,
+        skips_zero_advantages: Callable[[], bool],
+    ) -> None:
+        super().__init__(loader, plan, collector.actor.runtime)
+        self.collector, self._finish, self._unsharded = collector, finish, unsharded
+        self._aggregation: Aggregation = aggregation
+        self._skips_zero_advantages = skips_zero_advantages
+        self.rollouts: Rollouts | None = None
+        self.metrics: dict[str, float] = {}
+        self.stopped = False  # whether no more steps are to be taken on the current rollout
+
+    def begin(self) -> None:
+        with self._unsharded():
+            rollouts = self.collector.collect(self.prompts.next())
+            self._check_size(rollouts.num_groups)
+            finished = self._finish(rollouts)
+        self.rollouts, self.stopped = rollouts, False
+        self.metrics = rollout_metrics(rollouts, self.runtime.gather) | finished | self.collector.times
+
+    def draw(self, round: int) -> Rollouts:
+        """Scored completions of this rank's next batch of prompts, for a callback that needs more in `on_rollout_end`.
+
+        All ranks draw together: else they would come to different places in the data.
+
+        Args:
+            round: counts the draws of a rollout from 1 on, so that a prompt that comes again gets other completions.
+        """
+        return self.collector.draw(self.prompts.next(), round)
+
+    def _check_size(self, groups: int) -> None:
+        """Groups that callbacks leave must still divide into the plan's steps."""
+        steps, least = self.plan.minibatches, self.plan.minibatches * self.plan.accumulate
+        if groups % steps or groups < least:
+            raise ValueError(
+                f"callbacks left {groups} groups on this rank, which do not divide into {steps} minibatch(es) of at least "
+                f"{self.plan.accumulate} each; leave a multiple of {steps}, at least {least}."
+            )
+
+    # --- cutting -------------------------------------------------------------------------------------------------
+
+    def micro_batches(self) -> Iterator[MicroBatch[Rollouts]]:
+        rollouts = self.rollouts
+        assert rollouts is not None, "`begin` comes first"
+        size = rollouts.num_groups // self.plan.minibatches
+        steps = [list(range(first, first + size)) for first in range(0, rollouts.num_groups, size)]
+        counts = self._count(rollouts, steps)
+        for epoch in range(self.plan.epochs):
+            for number, groups in enumerate(steps):
+                if self.stopped:
+                    return
+                yield from self._cut(rollouts, groups, counts[number], on_policy=epoch == number == 0)
+
+    def _cut(self, rollouts: Rollouts, groups: list[int], counts: list[int], on_policy: bool) -> Iterator[MicroBatch[Rollouts]]:
+        """Micro-batches of one optimizer step: whole groups, balanced by tokens."""
+        num_tokens, num_sequences, num_targets = counts
+        useful = self._useful(rollouts, groups)
+        parts = balanced_parts(self._tokens(rollouts)[useful].tolist(), self.plan.accumulate)
+        for number, part in enumerate(parts):
+            rows = rollouts.select([useful[item] for item in part])
+            if rows.support is None:
+                rows = rows.merge_duplicates()
+            limit = self.collector.sampler.max_new_tokens
+            weights = token_weights(rows.loss_mask, self._aggregation, num_tokens, num_sequences, limit)
+            weights = weights * rows.multiplicity[:, None]
+            first, last = number == 0, number == len(parts) - 1
+            metrics = self.metrics if first else None
+            yield MicroBatch(rows, weights, num_tokens, self.scale, first, last, on_policy, metrics, num_targets)
+
+    def _useful(self, rollouts: Rollouts, groups: list[int]) -> list[int]:
+        """Groups whose rows have a gradient; at least one for each micro-batch, since every rank runs them all."""
+        if not self._skips_zero_advantages():
+            return groups
+        signal = _total(rollouts.group, (rollouts.advantages != 0).any(1)).tolist()
+        useful = [group for group in groups if signal[group]]
+        fill = [group for group in groups if not signal[group]]
+        return useful + fill[: max(0, self.plan.accumulate - len(useful))]
+
+    def _tokens(self, rollouts: Rollouts) -> Tensor:
+        """(groups) tokens that each group costs: its prompts once, and its completions."""
+        prompts = _total(_group_of_prompts(rollouts), rollouts.prompts.mask.sum(1))
+        return prompts + _total(rollouts.group, rollouts.lengths)
+
+    def _count(self, rollouts: Rollouts, steps: list[list[int]]) -> list[list[int]]:
+        """Of each minibatch over all ranks: tokens and sequences that count, and tokens of true completions."""
+        mask = rollouts.loss_mask
+        rows = torch.stack([mask.sum(1), counted_sequences(mask, self._aggregation)], dim=1)  # (N, 2)
+        targets = mask.new_tensor([[len(completion)] for completion in rollouts.prompts.completions], dtype=torch.long)
+        by_group = [_total(rollouts.group, rows), _total(_group_of_prompts(rollouts), targets)]
+        columns = torch.cat(by_group, dim=1)  # (groups, 3)
+        return self.runtime.sum(torch.stack([columns[groups].sum(0) for groups in steps])).tolist()
+
+    # --- resuming ------------------------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> bool:
+        return super().unfinished and not self.stopped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Beside the position: number of rollouts, and the current rollout itself if it is unfinished."""
+        state: dict[str, Any] = {"number": self.collector.number, "stopped": self.stopped, "rollouts": None, "metrics": {}}
+        if self.unfinished and self.rollouts is not None:
+            state |= {"rollouts": self.rollouts.to("cpu").state_dict(), "metrics": self.metrics}
+        return super().state_dict() | state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.collector.number, self.stopped, self.metrics = state["number"], state["stopped"], state["metrics"]
+        saved = state["rollouts"]
+        self.rollouts = None if saved is None else Rollouts.from_state(saved).to(self.runtime.device)
+
+
+def _total(numbers: Tensor, values: Tensor) -> Tensor:
+    """(groups, ...) sums of integer values (n, ...) by group number (n)."""
+    values = values.long()
+    return values.new_zeros(int(numbers.max()) + 1, *values.shape[1:]).index_add(0, numbers, values)
+
+
+def _group_of_prompts(rollouts: Rollouts) -> Tensor:
+    """(P) group of each prompt; the rows of a prompt are in one group."""
+    return torch.zeros_like(rollouts.prompts.mask[:, 0], dtype=torch.long).index_copy(0, rollouts.prompt, rollouts.group)

@@ -1,0 +1,76 @@
+"""Metrics of the log: of a rollout, and of an optimizer step over its micro-batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lit_rl.objectives.advantages import equal_groups
+from lit_rl.objectives.kl import kl_estimate
+from lit_rl.rollouts import Rollouts
+
+
+class StepMetrics:
+    """Metrics of one optimizer step, added up over its micro-batches and over ranks.
+
+    Args:
+        values: metrics that are finished already, those of the rollout.
+    """
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self.values = dict(values)
+        self._shares: dict[str, Tensor] = {}  # (2) float64 each: a numerator and a denominator, 0 for a plain sum
+        self._ends: dict[str, Tensor] = {}  # (2) each: the smallest value, negated, and the largest
+
+    def add(self, sums: dict[str, Tensor], ratios: dict[str, tuple[Tensor, Tensor]], ranges: dict[str, Tensor]) -> None:
+        """Add the shares of a micro-batch; the arguments are those of `PolicyModule.record`."""
+        shares = {name: torch.stack([value.detach().double(), value.new_zeros(()).double()]) for name, value in sums.items()}
+        shares |= {name: torch.stack([value.double() for value in pair]) for name, pair in ratios.items()}
+        for name, share in shares.items():
+            self._shares[name] = self._shares.get(name, torch.zeros_like(share)) + share
+        for name, values in ranges.items():
+            ends = torch.stack([-values.min(), values.max()]) if len(values) else values.new_full((2,), -torch.inf)
+            self._ends[name] = self._ends.get(name, ends).maximum(ends)
+
+    def over_ranks(self, total: Callable[[Tensor], Tensor], largest: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """All metrics, the same on every rank.
+
+        Args:
+            total: sums a tensor over all ranks.
+            largest: takes the elementwise maximum over all ranks.
+        """
+        totals = total(torch.stack(list(self._shares.values()))).tolist()
+        metrics = {name: top / bottom if bottom else top for name, (top, bottom) in zip(self._shares, totals, strict=True)}
+        for name, ends in self._ends.items():
+            low, high = largest(ends).tolist()
+            metrics |= {f"{name}/min": -low, f"{name}/max": high}
+        return self.values | metrics
+
+
+def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Metrics of a rollout by TRL's names, over all ranks.
+
+    Args:
+        rollouts: scored rollouts of this rank.
+        gather: concatenates values (n) of all ranks.
+    """
+    rewards = gather(rollouts.rewards)
+    lengths, truncated = gather(rollouts.lengths).float(), gather(rollouts.truncated)
+    sampled = gather(rollouts.sampled.sum(1)).float().sum()
+    metrics = {
+        "reward": rewards.mean(),
+        "reward_std": rewards.std(),
+        "frac_reward_zero_std": gather(rollouts.per_group(rollouts.rewards, equal_groups)).float().mean(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": truncated.float().mean(),
+        "entropy": gather(rollouts.entropies.sum(1)).sum() / sampled,
+    }
+    if rollouts.has("ref_logprobs"):
+        kl = kl_estimate(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.sampled
+        metrics["kl"] = gather(kl.sum(1)).sum() / sampled
+    metrics |= {f"rewards/{name}/mean": gather(values).mean() for name, values in rollouts.parts.items()}
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,32 @@
+"""The ``fsdp2`` strategy of the Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Fully sharded data parallelism (FSDP2) over all processes, whole checkpoints: ``--trainer.strategy fsdp2``.
+
+    Lightning's own default gives every process the same data and shards nothing.
+
+    Args:
+        kwargs: what Lightning's strategy takes, but for the sizes.
+    """
+
+    strategy_name = "fsdp2"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def register_strategies() -> None:
+    """Make ``fsdp2`` known to Lightning by name."""
+    if "fsdp2" not in StrategyRegistry.available_strategies():
+        StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all processes")
