@@ -26,7 +26,7 @@ learn: .venv/installed  ## the long runs behind the README's figures: quickstart
 	$(BIN)/lit-rl pipeline ppo_rpn_small
 	$(BIN)/lit-rl pipeline ppo_beside_grpo
 	$(BIN)/lit-rl pipeline mathformer
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'learning or long' -rP tests/test_learning.py tests/test_presets.py tests/test_compiling.py tests/test_distributed.py tests/test_benchmarks.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'learning or long' -rP 
 
 format: .venv/installed
 	$(BIN)/ruff format .

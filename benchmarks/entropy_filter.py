@@ -21,9 +21,8 @@ from benchmarks.timing import arguments, bare_trainer, report
 from benchmarks.workloads import ALPHABET, save_model
 from lit_rl.algorithms import SFT
 from lit_rl.callbacks import EntropyFilter
-from lit_rl.datamodules import Corpus
-from lit_rl.datamodules.positions import PositionSpec
-from lit_rl.models.spec import PolicySpec
+from lit_rl.datamodules import Corpus, PositionSpec
+from lit_rl.models import PolicySpec
 
 SIZES = {"1M tokens": (1_000_000, 512), "tiny": (4_000, 64)}
 """Characters of the corpus, tokens of a window; the tokenizer is a character-level one."""

@@ -26,11 +26,11 @@ from torch import Tensor
 from benchmarks.timing import alternate, arguments, bare_trainer, report
 from benchmarks.workloads import WORKLOADS, Prompts, Workload, save_model, texts
 from lit_rl.algorithms import GRPO
-from lit_rl.models.spec import PolicySpec
-from lit_rl.objectives.objective import Objective
+from lit_rl.models import PolicySpec
+from lit_rl.objectives import Objective
 from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.sampler import Sampler
+from lit_rl.sampling import Sampler
 
 STEPS = 2
 """Measured steps of a run; one before them is not counted, with ``--compile`` four."""

@@ -24,13 +24,12 @@ import torch
 
 from benchmarks.timing import arguments
 from benchmarks.workloads import save_model
-from lit_rl.objectives.aggregation import token_weights
+from lit_rl.models import Policy, PolicySpec
 from lit_rl.models.loading import load_tokenizer
-from lit_rl.models.spec import PolicySpec
-from lit_rl.objectives.objective import Objective
-from lit_rl.models.policy import Policy
-from lit_rl.sampling.check import check_policy
+from lit_rl.objectives import Objective
+from lit_rl.objectives.aggregation import token_weights
 from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.check import check_policy
 from lit_rl.types import PromptBatch, Sample
 
 GROUP, PROMPT = 8, 16

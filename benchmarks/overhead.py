@@ -27,14 +27,15 @@ from torch.utils.data import DataLoader
 from benchmarks.grpo_step import Clock, Place
 from benchmarks.timing import alternate, arguments, bare_trainer, report
 from benchmarks.workloads import WORKLOADS, Prompts, Workload, save_model, texts
-from lit_rl.objectives.advantages import group_advantages
-from lit_rl.objectives.aggregation import token_weights
 from lit_rl.algorithms import GRPO
 from lit_rl.datamodules.base import collate
-from lit_rl.models.spec import PolicySpec
-from lit_rl.objectives.objective import Objective
+from lit_rl.models import PolicySpec
+from lit_rl.objectives import Objective
+from lit_rl.objectives.advantages import group_advantages
+from lit_rl.objectives.aggregation import token_weights
 from lit_rl.rewards.base import score_rollouts
-from lit_rl.sampling.sampler import SampleKey, Sampler
+from lit_rl.sampling import Sampler
+from lit_rl.sampling.sampler import SampleKey
 
 STEPS = 10
 """Measured steps of a run; one before them is not counted."""

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.timing import alternate, arguments, report
 from benchmarks.workloads import WORKLOADS, Workload, save_model, texts
+from lit_rl.models import Policy, PolicySpec
 from lit_rl.models.loading import load_tokenizer
-from lit_rl.models.spec import PolicySpec
-from lit_rl.models.policy import Policy
+from lit_rl.sampling import Sampler
 from lit_rl.sampling.check import check_policy
-from lit_rl.sampling.sampler import SampleKey, Sampler
+from lit_rl.sampling.sampler import SampleKey
 from lit_rl.types import PromptBatch, Sample
 
 

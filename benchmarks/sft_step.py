@@ -24,8 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from benchmarks.timing import alternate, arguments, bare_trainer, report
 from lit_rl.algorithms import SFT
-from lit_rl.datamodules.base import PromptDataModule
-from lit_rl.models.spec import PolicySpec
+from lit_rl.datamodules import PromptDataModule
+from lit_rl.models import PolicySpec
 from lit_rl.types import Sample
 
 BLOCK = 512

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from benchmarks.timing import bare_trainer
 from lit_rl.algorithms import SFT
 from lit_rl.datamodules import Corpus
-from lit_rl.evaluation.accuracy import Evaluation
-from lit_rl.models.spec import PolicySpec
-from lit_rl.tasks.tokenizers import character_tokenizer
 from lit_rl.entropy.compute import window_entropies
+from lit_rl.evaluation import Evaluation
+from lit_rl.models import PolicySpec
+from lit_rl.tasks.tokenizers import character_tokenizer
 from lit_rl.text.windows import Windows, slide
 
 TRAINED, SEEN = 192, 128

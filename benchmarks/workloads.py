@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lit_rl.datamodules.base import PromptDataModule
+from lit_rl.datamodules import PromptDataModule
 from lit_rl.types import Sample
 
 ALPHABET = string.ascii_letters + string.digits + string.punctuation[:31]

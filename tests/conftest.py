@@ -15,8 +15,8 @@ import torch
 from lit_rl.algorithms import SFT
 from lit_rl.callbacks import HFExport
 from lit_rl.datamodules import Arithmetic
-from lit_rl.evaluation.accuracy import Evaluation
-from lit_rl.models.spec import PolicySpec
+from lit_rl.evaluation import Evaluation
+from lit_rl.models import PolicySpec
 from lit_rl.tasks.infix import Grammar
 
 torch.set_num_threads(1)
@@ -72,6 +72,8 @@ def supervised(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("sft")
     torch.manual_seed(0)
-    module = SFT(PolicySpec(config=SMALL, tokenizer="arithmetic"), adamw(3e-3), evaluation=Evaluation(max_new_tokens=6))
+    module = SFT(
+        PolicySpec(config=SMALL, tokenizer="arithmetic"), optimizer=adamw(3e-3), evaluation=Evaluation(max_new_tokens=6)
+    )
     before, after = fit(module, folder, 110, 64, HFExport())
     return folder / "export", before, after

@@ -12,15 +12,14 @@ from conftest import quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rl.algorithms import GRPO, PPO, SFT
-from lit_rl.evaluation.accuracy import Evaluation
-from lit_rl.models.export import whole_weights
+from lit_rl.evaluation import Evaluation
 from lit_rl.hooks import RolloutCallback
-from lit_rl.models.spec import LoRASpec
-from lit_rl.objectives.objective import Correction, Objective
-from lit_rl.objectives.overlong import Overlong
+from lit_rl.models import LoRASpec
+from lit_rl.models.export import whole_weights
+from lit_rl.objectives import Correction, Objective, Overlong
 from lit_rl.rewards import Reward
-from lit_rl.sampling.sampler import Sampler
-from lit_rl.models.sharding import FSDP2Strategy
+from lit_rl.sampling import Sampler
+from lit_rl.training import FSDP2Strategy
 
 ADAM = functools.partial(torch.optim.AdamW, lr=1e-3)
 SHORT = Evaluation(max_new_tokens=4)
@@ -95,8 +94,8 @@ class Keep(RolloutCallback):
         self.tokens = self.rollouts = 0
 
     def on_rollout_end(self, trainer, module, rollouts):
-        for number, row in zip(rollouts.prompts.numbers, range(0, len(rollouts), rollouts.group_size), strict=True):
-            self.texts.setdefault(number, []).append(rollouts.texts[row : row + rollouts.group_size])
+        for number, row in zip(rollouts.prompts.numbers, range(0, len(rollouts), rollouts.rows_per_prompt), strict=True):
+            self.texts.setdefault(number, []).append(rollouts.texts[row : row + rollouts.rows_per_prompt])
         self.tokens += int(rollouts.lengths.sum())
         self.rollouts += 1
         return rollouts

@@ -8,11 +8,11 @@ from conftest import quiet_trainer, tiny_data, tiny_spec
 from torch import Tensor
 
 from lit_rl.algorithms import GRPO
-from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.evaluation import Evaluation
 from lit_rl.hooks import RolloutCallback
 from lit_rl.rewards import Reward
 from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.sampler import Sampler
+from lit_rl.sampling import Sampler
 
 LIMIT = 6
 STILL = functools.partial(torch.optim.SGD, lr=0.0)
@@ -32,7 +32,7 @@ class HalfLength(Length):
 
     def score(self, rollouts):
         lengths = super().score(rollouts)
-        return lengths * (torch.arange(len(lengths)) // rollouts.group_size % 2)
+        return lengths * (torch.arange(len(lengths)) // rollouts.rows_per_prompt % 2)
 
 
 class Watch(RolloutCallback):

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lit_rl.algorithms import GRPO, SFT
-from lit_rl.evaluation.accuracy import Evaluation
-from lit_rl.sampling.sampler import Sampler
+from lit_rl.evaluation import Evaluation
+from lit_rl.sampling import Sampler
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lit_rl.objectives.objective import Correction, Objective
+from lit_rl.objectives import Correction, Objective
 
 
 @dataclass

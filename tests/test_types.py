@@ -4,36 +4,10 @@ import pytest
 import torch
 from conftest import tiny_spec
 
+from lit_rl.models import Policy
 from lit_rl.models.loading import load_tokenizer
-from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts, Support
-from lit_rl.types import PromptBatch, Sample, TokenBatch
-
-PAD = 9
-
-
-def prompts_of(*prompts: list[int], completions: list[list[int]] | None = None) -> PromptBatch:
-    samples = [Sample(f"prompt {n}", "", str(n), 100 + n) for n in range(len(prompts))]
-    return PromptBatch.pad(prompts, completions or [[] for _ in prompts], samples, PAD)
-
-
-def rollouts_of(prompts: PromptBatch, group_size: int, rows: list[list[int]], **fields) -> Rollouts:
-    """Rows of tokens as rollouts; log-probabilities and entropies count up, 0 behind a row's end."""
-    lengths = torch.tensor([len(row) for row in rows])
-    width = int(lengths.max())
-    mask = torch.arange(width) < lengths[:, None]
-    ids = torch.zeros(len(rows), width, dtype=torch.long).masked_scatter(
-        mask, torch.tensor([token for row in rows for token in row])
-    )
-    counting = torch.arange(1.0, int(lengths.sum()) + 1)
-    zeros = torch.zeros(len(rows), width)
-    settings = {
-        "logprobs": zeros.masked_scatter(mask, -counting / 8),
-        "entropies": zeros.masked_scatter(mask, counting / 4),
-        "temperature": torch.ones(len(rows)),
-        "truncated": torch.zeros(len(rows), dtype=torch.bool),
-    }
-    return Rollouts(prompts, group_size, completion_ids=ids, lengths=lengths, **{**settings, **fields})
+from lit_rl.types import TokenBatch
 
 
 def two_groups() -> Rollouts:

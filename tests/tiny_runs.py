@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_rl.cli.main import main as cli
+from lit_rl.cli.main import main
 
 POLICY = {"config": {"model_type": "llama", "max_position_embeddings": 64}, "size": "tiny", "tokenizer": "arithmetic"}
 EVALUATION = {"max_new_tokens": 4}
@@ -41,7 +41,7 @@ def lit_rl(*args: object) -> None:
     before = sys.argv
     sys.argv = ["lit-rl"]
     try:
-        cli.main([str(arg) for arg in args])
+        main([str(arg) for arg in args])
     finally:
         sys.argv = before
 

@@ -1,0 +1,210 @@
+"""Several runs in a row: references, skipping, resuming, reports."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
+
+from lit_rl.cli.pipeline import load_stages
+from lit_rl.reports.curves import draw_curves, read_curve
+
+CHECKPOINTS = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
+
+
+class PowerCut(Callback):
+    """Stops a run behind its second step where the environment says so."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 2 and "POWER_CUT" in os.environ:
+            raise ValueError("the power went out.")
+
+
+def write_pipeline(folder: Path, **changes) -> str:
+    """SFT, GRPO from its export, a test of that."""
+    sft = tiny_config(folder, callbacks=("HFExport", "Improvement"))
+    grpo = tiny_config(folder, "GRPO", callbacks=(CHECKPOINTS, "HFExport", "Improvement"), max_steps=4)
+    grpo["trainer"]["callbacks"].append({"class_path": "test_pipeline.PowerCut"})
+    grpo["model"]["init_args"] |= changes
+    pretrained = {"model.policy.pretrained": "${stages.sft.export}", "model.policy.tokenizer": None}
+    tested = {"model.policy.pretrained": "${stages.grpo.export}", "model.policy.tokenizer": None, "trainer.callbacks": []}
+    stages = {
+        "sft": {"run": "fit", "config": write_yaml(folder / "sft.yaml", sft)},
+        "grpo": {"run": "fit", "config": [write_yaml(folder / "grpo.yaml", grpo)], "set": pretrained},
+        "test": {"run": "test", "config": str(folder / "sft.yaml"), "set": tested},
+    }
+    return write_yaml(folder / "pipeline.yaml", {"folder": str(folder / "runs"), "stages": stages})
+
+
+def state(root: Path) -> dict:
+    """What a start of the pipeline left behind."""
+    stages = {path.parent.name: json.loads(path.read_text()) for path in root.glob("*/stage.json")}
+    return {"report": json.loads((root / "report.json").read_text())["stages"], "stages": stages}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A pipeline that is started four times: it fails, goes on, has nothing to do, and has changed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    root = folder / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        patch.setenv("POWER_CUT", "1")
+        file = write_pipeline(folder)
+        told = SimpleNamespace(root=root, message=refusal("pipeline", file), failed=state(root))
+        patch.delenv("POWER_CUT")
+        lit_rl("pipeline", file)
+        told.finished = state(root)
+        lit_rl("pipeline", file)
+        told.again = state(root)
+        lit_rl("pipeline", write_pipeline(folder, objective={"clip_high": 0.3}))
+        told.changed = state(root)
+    return told
+
+
+def test_a_failing_stage_stops_the_pipeline_with_one_line(story):
+    assert story.message == "lit-rl: stage 'grpo' failed with exit status 1; mend it and start the pipeline again."
+    assert not story.failed["stages"]["grpo"]["finished"]
+    assert "test" not in story.failed["stages"]
+
+
+def test_what_was_finished_before_a_failure_is_kept(story):
+    assert story.failed["stages"]["sft"]["finished"]
+    assert story.failed["report"]["sft"]["steps"] == 2
+    assert story.finished["stages"]["sft"] == story.failed["stages"]["sft"], "it did not run a second time"
+
+
+def test_an_interrupted_stage_goes_on_from_its_last_checkpoint(story):
+    resumed = list(csv_steps(story.root / "grpo.1", "version_1"))
+    assert resumed[0] > 0
+    assert resumed[-1] == 3  # of steps 0 to 3
+    assert story.finished["report"]["grpo"]["steps"] == 4
+
+
+def csv_steps(stage: Path, version: str):
+    """Steps of which a run logged the loss."""
+    header, *rows = (stage / "logs" / version / "metrics.csv").read_text().splitlines()
+    names = header.split(",")
+    for row in rows:
+        metrics = dict(zip(names, row.split(","), strict=True))
+        if metrics["loss"]:
+            yield int(metrics["step"])
+
+
+def test_a_finished_pipeline_has_nothing_to_do(story):
+    assert story.again == story.finished
+
+
+def test_a_changed_stage_runs_again_and_so_does_what_takes_from_it(story):
+    before, after = story.finished["stages"], story.changed["stages"]
+    assert after["sft"] == before["sft"]
+    assert after["grpo"]["fingerprint"] != before["grpo"]["fingerprint"]
+    assert after["test"]["command"] == before["test"]["command"]
+    assert after["test"]["fingerprint"] != before["test"]["fingerprint"]
+
+
+def test_the_run_before_a_change_is_set_aside(story):
+    assert story.changed["stages"]["grpo.1"] == story.finished["stages"]["grpo"]
+    assert (story.root / "grpo.1" / "export" / "config.json").is_file()
+
+
+def test_a_stage_starts_from_the_export_of_an_earlier_one(story):
+    config = yaml.safe_load((story.root / "grpo.1" / "logs" / "version_0" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["policy"]["pretrained"] == str(story.root / "sft" / "export")
+
+
+def test_the_report_tells_before_and_after_with_intervals_steps_and_seconds(story):
+    report = story.finished["report"]["grpo"]
+    for metrics in (report["before"], report["after"]):
+        assert 0 <= metrics["low"] <= metrics["value"] <= metrics["high"] <= 1
+    assert (report["before"]["step"], report["after"]["step"], report["steps"]) == (0, 4, 4)
+    assert 0 < report["seconds"] < report["process_seconds"] + 60
+    assert report["improvement"] == report["after"]["value"] - report["before"]["value"]
+
+
+def test_the_report_of_a_test_holds_its_figures(story):
+    metrics = story.finished["report"]["test"]["metrics"]
+    assert metrics["test/accuracy_low"] <= metrics["test/accuracy"] <= metrics["test/accuracy_high"]
+
+
+def test_the_baseline_of_a_stage_is_where_the_earlier_one_ended(story):
+    report = story.finished["report"]
+    assert report["grpo"]["before"]["value"] == report["sft"]["after"]["value"]
+
+
+def test_the_curve_is_a_picture(story):
+    with Image.open(story.root / "curve.png") as picture:
+        picture.verify()
+        assert picture.format == "PNG"
+        assert picture.width > picture.height  # a column for each of the two training stages
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            {"set": {"model.policy.pretrained": "${stages.nope.export}"}},
+            "${stages.nope.export}: no earlier stage has it; known are stages.first.folder, stages.first.export",
+        ),
+        ({"set": {"model.policy.pretrained": "${stages.first.exprt}"}}, "${stages.first.exprt}: no earlier stage has it"),
+        ({"set": {"trainer.max_stepz": 3}}, "stage 'second': unknown option 'trainer.max_stepz'. Did you mean"),
+        ({"config": "nope"}, "stage 'second': no config 'nope'"),
+        ({"run": "train"}, "stage 'second' runs 'train'; write one of fit, validate, test, predict."),
+        ({"overrides": {}}, "stage 'second' has overrides; a stage holds `run`, `config` and `set`."),
+    ],
+)
+def test_a_mistake_in_a_later_stage_shows_before_the_first_one_runs(tmp_path, stage, message):
+    config = write_yaml(tmp_path / "sft.yaml", tiny_config(tmp_path))
+    stages = {"first": {"run": "fit", "config": config}, "second": {"run": "fit", "config": config, **stage}}
+    file = write_yaml(tmp_path / "pipeline.yaml", {"folder": str(tmp_path / "runs"), "stages": stages})
+    assert message in refusal("pipeline", file)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["just a text", "stages: [a, b]", "stages: {a: b}", "stages: {a: null}"])
+def test_a_file_that_is_no_pipeline_gets_one_line(tmp_path, text):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(text)
+    assert "pipeline.yaml" in refusal("pipeline", path)
+
+
+def test_a_broken_pipeline_file_is_named_with_its_line(tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text("stages:\n  a: [1, 2\nb: c\n")
+    assert "pipeline.yaml, line 3: this is no YAML" in refusal("pipeline", path)
+
+
+def test_the_folder_of_the_command_line_goes_before_that_of_the_file(tmp_path):
+    file = write_yaml(tmp_path / "p.yaml", {"folder": "elsewhere", "stages": {"a": {"run": "fit", "config": "sft_arithmetic"}}})
+    root, (stage,) = load_stages(file, tmp_path / "here")
+    assert (root, stage.folder) == (tmp_path / "here", tmp_path / "here" / "a")
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_takes_the_later_value_of_a_step_that_was_logged_twice(tmp_path):
+    for version, rows in [(0, "0,0.1\n1,0.2\n2,0.3\n"), (1, "1,0.5\n")]:
+        folder = tmp_path / "logs" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("step,reward\n" + rows)
+    assert read_curve(tmp_path) == {"reward": [(0, 0.1), (1, 0.5), (2, 0.3)]}
+
+
+def test_without_figures_there_is_no_picture(tmp_path):
+    assert not draw_curves({"sft": {"loss": [(0, 1.0)]}}, tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_checkpoints_of_a_pipeline_open_with_weights_only(story):
+    saved = torch.load(next((story.root / "grpo").glob("**/last.ckpt")), weights_only=True)
+    assert saved["global_step"] == 4

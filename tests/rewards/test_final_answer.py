@@ -1,0 +1,189 @@
+"""Final answers: numbers by exact value behind the last marker, expressions by their mathematics, from completions alone."""
+
+import json
+import threading
+import time
+from fractions import Fraction
+from types import SimpleNamespace
+
+import pytest
+import torch
+from math_runs import real_file
+
+from lit_rl.rewards import FinalNumber, MathAnswer
+from lit_rl.rewards.final_answer import read_value
+from lit_rl.rewards.math_judge import MathJudge, equal_answers
+from lit_rl.types import Sample
+
+NUMBER, BOXED = FinalNumber(), MathAnswer()
+
+
+def problem(reference, prompt="How many? End with #### 42.", number=0):
+    return Sample(prompt, "", reference, number)
+
+
+def right(reward, text, reference):
+    sample = problem(reference)
+    return reward.is_right(reward.read(text, sample), sample)
+
+
+def rollouts_of(texts, samples, truncated):
+    """What a reward reads of rollouts, two completions a prompt."""
+    return SimpleNamespace(
+        texts=texts, truncated=torch.tensor(truncated), group_size=2, prompts=SimpleNamespace(samples=samples)
+    )
+
+
+# --- FinalNumber -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,000", 1000),
+        ("12,345,678", 12345678),
+        ("42.", 42),
+        (" $18", 18),
+        ("-3", -3),
+        ("-$3", -3),
+        ("$-3", -3),
+        ("+3", 3),
+        ("3.50", Fraction(7, 2)),
+        ("3.141", Fraction(3141, 1000)),
+        ("0.125", Fraction(1, 8)),
+        (".5", Fraction(1, 2)),
+        ("1/2", Fraction(1, 2)),
+        ("1,000.25", Fraction(4001, 4)),
+        ("007", 7),
+        ("18 dollars", 18),
+        ("60%", 60),
+        ("$18$.\n", 18),
+    ],
+)
+def test_a_number_has_the_value_that_it_says(text, value):
+    assert read_value(text) == value
+
+
+NO_NUMBER = ["", " ", "none", "nan", "inf", "--3", "1/0", "½", "٣", "about 18", "9" * 2000]
+TWO_NUMBERS = ["5 - 3", "5-3", "1e1", "1,00", "1,0000", "1.000,50", "2 1/2", "2½", "1/2/3", "3.4.5", "18\nNo, it is 19"]
+
+
+@pytest.mark.parametrize("text", NO_NUMBER + TWO_NUMBERS)
+def test_a_text_that_is_not_one_number_has_no_value(text):
+    assert read_value(text) is None
+
+
+def test_the_last_marker_of_the_completion_counts():
+    assert right(NUMBER, "It is #### 17. No:\n#### 18", "18")
+    assert not right(NUMBER, "#### 18\n#### 17", "18")
+
+
+def test_a_completion_without_the_marker_is_wrong_whatever_the_prompt_quotes():
+    assert not right(NUMBER, "The answer is 42.", "42")
+    assert NUMBER.read("42", problem("42", prompt="Answer: ####")) is None
+
+
+def test_another_number_behind_the_answer_makes_it_wrong():
+    assert not right(NUMBER, "#### 18 or 19", "18")
+
+
+def test_a_gold_answer_with_thousands_is_compared_by_value():
+    assert right(NUMBER, "#### $70000.00", "70,000")
+    assert not right(NUMBER, "#### 70", "70,000")
+
+
+def test_rows_are_judged_by_their_own_sample_and_truncated_ones_are_wrong():
+    samples = [problem("3"), problem("4")]
+    rollouts = rollouts_of(["#### 3", "#### 4", "#### 4", "#### 4"], samples, [False, False, False, True])
+    assert NUMBER.score(rollouts).tolist() == [1, 0, 1, 0]
+
+
+def test_equal_values_are_one_answer_of_a_majority_vote():
+    rollouts = rollouts_of(["#### 1,000", "#### $1000."], [problem("7")], [False, False])
+    assert len(set(NUMBER.answers(rollouts))) == 1
+
+
+def test_a_reference_that_is_no_number_is_refused_by_its_sample():
+    with pytest.raises(ValueError, match=r"reference 'x\+1' of sample 5 is no number.*MathAnswer"):
+        NUMBER.is_right(Fraction(1), problem("x+1", number=5))
+
+
+@pytest.mark.parametrize(("name", "count"), [("gsm8k_test.jsonl", 1319), ("gsm8k_train.jsonl", 7473)])
+def test_the_gold_of_every_real_solution_is_read(name, count):
+    with open(real_file(name), encoding="utf-8") as lines:
+        solutions = [json.loads(line)["answer"] for line in lines]
+    golds = [int(solution.split("\n#### ")[1].replace(",", "")) for solution in solutions]
+    read = [NUMBER.read(solution, problem("0")) for solution in solutions]
+    assert sum(answer == gold for answer, gold in zip(read, golds, strict=True)) == len(golds) == count
+
+
+# --- MathAnswer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        (r"\frac{1}{2}", "0.5"),
+        ("x+1", "1+x"),
+        (r"2\sqrt{2}", r"\sqrt{8}"),
+        ("(1,2)", "(1, 2)"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        ("1000", "1,000"),
+        ("5", "x=5"),
+    ],
+)
+def test_equal_expressions_are_right(reference, answer):
+    assert right(BOXED, rf"So \boxed{{{answer}}}.", reference)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"), [("5", "6"), (r"\frac{1}{2}", "1"), ("(1,2)", "(2,1)"), ("5", "5, 6"), ("x", ""), ("3", r"\{")]
+)
+def test_other_expressions_are_wrong(reference, answer):
+    assert not right(BOXED, rf"So \boxed{{{answer}}}.", reference)
+
+
+def test_the_last_box_counts_and_its_braces_balance():
+    assert BOXED.read(r"\boxed{1} and \boxed{\frac{1}{\sqrt{2}}}.", problem("1")) == r"\frac{1}{\sqrt{2}}"
+    assert BOXED.read("The answer is 1.", problem("1")) is None
+
+
+def test_equal_texts_are_equal_even_where_no_judge_can_read_them():
+    text = r"\text{the prime numbers} \{" + "p" * 2000
+    assert equal_answers(text, text)
+    assert not equal_answers(text, text + "p")
+
+
+def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_one_is_judged():
+    judge, start = MathJudge(seconds=1.0), time.perf_counter()
+    assert not judge.equal("5", "9^{9^{9^{9^{9}}}}-9^{9^{9^{9^{9}}}}+9^{9^{9}}")
+    assert time.perf_counter() - start < 30
+    assert judge.equal("5", "2+3")
+
+
+def test_answers_are_judged_in_a_thread_too():
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.append(MathJudge().equal(r"\frac{3}{6}", "0.5")))
+    thread.start()
+    thread.join()
+    assert verdicts == [True]
+
+
+def test_a_judge_that_was_killed_is_started_again():
+    judge = MathJudge()
+    assert judge.equal("1", "1.0")
+    judge._process.kill()
+    judge._process.wait()
+    assert judge.equal("1", "1.0")
+
+
+def test_a_judge_that_does_not_start_is_an_error_and_no_verdict(monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="math-verify does not start"):
+        MathJudge().equal("1", "2")
+
+
+def test_what_a_policy_writes_is_never_run(tmp_path):
+    file = tmp_path / "made"
+    right(BOXED, rf"\boxed{{__import__('pathlib').Path('{file}').touch()}}", "5")
+    assert not file.exists()
