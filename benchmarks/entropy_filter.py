@@ -1,9 +1,9 @@
-"""What it costs to filter a corpus by a tiny proxy's entropy: a million characters tokenized and asked about, then read again.
+"""Seconds and memory of filtering a corpus by a tiny proxy's entropy: a million characters tokenized and asked about.
 
     python -m benchmarks.entropy_filter
 
-The first run tokenizes and computes, the second finds both caches; ``peak_mib`` is the resident memory that the first run
-needed on top of what the process had, the proxy's weights and activations included.
+The first run tokenizes and computes. The second run reads both caches. ``peak_mib`` is the resident memory that the first run
+adds to the process, the proxy's weights and activations included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lit_rl.datamodules import Corpus, PositionSpec
 from lit_rl.models import PolicySpec
 
 SIZES = {"1M tokens": (1_000_000, 512), "tiny": (4_000, 64)}
-"""Characters of the corpus, tokens of a window; the tokenizer is a character-level one."""
+"""Characters of the corpus, tokens of a window; a character is a token."""
 
 
 def run(folder: Path, window: int, device: str) -> float:
@@ -50,11 +50,12 @@ def run(folder: Path, window: int, device: str) -> float:
 
 
 def peak_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> None:
-    args = arguments(__doc__, [], list(SIZES))
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(str(__doc__), [], list(SIZES), argv)
     warnings.filterwarnings("ignore")
     for workload in args.workloads:
         size, window = SIZES[workload]
@@ -67,7 +68,7 @@ def main() -> None:
             peak = peak_mib() - before
             second = run(folder, window, args.device)
         metrics = {"first_seconds": first, "second_seconds": second, "peak_mib": peak}
-        report("entropy_filter", workload, {"lit_rl": figures}, tokens=size, device=args.device, threads=args.threads)
+        report("entropy_filter", workload, {"lit_rl": metrics}, tokens=size, device=args.device, threads=args.threads)
 
 
 if __name__ == "__main__":

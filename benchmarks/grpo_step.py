@@ -35,42 +35,42 @@ from lit_rl.sampling import Sampler
 STEPS = 2
 """Measured steps of a run; one before them is not counted, with ``--compile`` four."""
 MICRO_BATCHES = 4
-"""Of each optimizer step. With one TRL is as fast on W1 and W4 and takes 1.5 and 1.8 times as long on W2 and W3."""
+"""Micro-batches of each optimizer step. With one TRL is as fast on W1 and W4 and takes 1.5 and 1.8 times as long on W2 and W3."""
 
 
 class Place(Reward):
-    """A completion's place in its group: rewards that differ within every group, at no cost."""
+    """Place of a completion in its group: rewards that differ within every group, at no cost."""
 
     def score(self, rollouts: Rollouts) -> Tensor:
-        places = torch.arange(len(rollouts)) % rollouts.group_size
-        return places / rollouts.group_size
+        places = rollouts.within_groups(rollouts.temperature, lambda values: torch.ones_like(values).cumsum(1) - 1)  # (N)
+        return places / rollouts.within_groups(places, lambda values: torch.full_like(values, values.shape[1]))
 
 
 class Clock(pl.Callback):
-    """When each optimizer step ended, and how many tokens it was about."""
+    """End of each optimizer step, mean tokens of its completions, and seconds of its rollout."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.tokens: list[float] = []
-        self.parts: list[float] = []
+        self.rollouts: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == len(self.ends):
             return  # inside an accumulation window
         self.ends.append(time.perf_counter())
         metrics = trainer.callback_metrics
-        self.parts.append(float(metrics["time/rollout"]))
+        self.rollouts.append(float(metrics["time/rollout"]))
         self.tokens.append(float(metrics["completions/mean_length"]))
 
 
 def lit_rl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool) -> dict[str, float]:
-    """Train for a few steps; the median step."""
+    """Seconds of the median step of a short training, and tokens per second."""
     torch._dynamo.reset()
     steps = STEPS + uncounted(compiled)
     module = GRPO(
         PolicySpec(pretrained=model, compile=compiled),
-        Sampler(max_new_tokens=workload.new_tokens),
-        Place(),
+        sampler=Sampler(max_new_tokens=workload.new_tokens),
+        reward=Place(),
         group_size=workload.group_size,
         objective=Objective(clip_high=0.28),
         kl_coef=workload.kl_coef,
@@ -84,11 +84,11 @@ def lit_rl_run(model: str, workload: Workload, end: bool, device: str, compiled:
     seconds = [after - before for before, after in pairwise(clock.ends)][-STEPS:]
     tokens = statistics.mean(clock.tokens[-STEPS:]) * workload.rows
     step = statistics.median(seconds)
-    return {"seconds": step, "rollout_seconds": statistics.median(clock.parts[-STEPS:]), "tokens_per_second": tokens / step}
+    return {"seconds": step, "rollout_seconds": statistics.median(clock.rollouts[-STEPS:]), "tokens_per_second": tokens / step}
 
 
 def trl_run(model: str, workload: Workload, end: bool, device: str, compiled: bool) -> dict[str, float]:
-    """The same by TRL."""
+    """The same metrics by TRL, without the rollout's."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -144,12 +144,12 @@ def trl_run(model: str, workload: Workload, end: bool, device: str, compiled: bo
 
 
 def uncounted(compiled: bool) -> int:
-    """Steps before the measured ones: shapes that are met for the second time are compiled once more."""
+    """Number of steps before the measured ones: a shape that comes for the second time is compiled once more."""
     return 4 if compiled else 1
 
 
-def main() -> None:
-    args = arguments(str(__doc__), ["trl"], list(WORKLOADS), compiles=True)
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(str(__doc__), ["trl"], list(WORKLOADS), argv, compiles=True)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
         model = save_model(Path(folder))

@@ -3,8 +3,8 @@
     python -m benchmarks.memory --against trl
 
 Each measurement is a process of its own, with gradient checkpointing on both sides. ``lit_rl`` and ``trl`` compute loss and
-gradient of the same rows; ``all_logits`` is only a forward that holds every logit. Resident memory on a CPU, allocated memory
-on a GPU. Resident is what is in use: glibc gets large tensors from the system and gives them back, instead of keeping holes.
+gradient of the same rows. ``all_logits`` is only a forward pass that holds every logit. Memory is resident on a CPU, allocated
+on a GPU. Resident memory is memory in use: glibc returns large tensors to the system at once, since MALLOC_MMAP_THRESHOLD_ is set.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tokens(rows: int, length: int, vocabulary: int) -> tuple[torch.Tensor, torch
 
 
 def lit_rl_update(model: str, rows: int, length: int, vocabulary: int, device: str) -> Any:
-    """Loss and gradient as `GRPO.training_step` computes them."""
+    """Update with loss and gradient as `GRPO.training_step` computes them."""
     spec = PolicySpec(pretrained=model, gradient_checkpointing=True)
     policy = Policy(spec, load_tokenizer(spec))
     policy.disable_dropout()
@@ -56,7 +56,6 @@ def lit_rl_update(model: str, rows: int, length: int, vocabulary: int, device: s
     flat = torch.zeros(rows, length)
     batch = Rollouts(
         PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), [[] for _ in samples], samples),
-        GROUP,
         completion_ids=completions,
         lengths=torch.full((rows,), length),
         truncated=torch.ones(rows, dtype=torch.bool),
@@ -75,7 +74,7 @@ def lit_rl_update(model: str, rows: int, length: int, vocabulary: int, device: s
 
 
 def trl_update(model: str, rows: int, length: int, vocabulary: int, device: str) -> Any:
-    """The same by TRL's own loss."""
+    """Update with TRL's own loss."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -116,7 +115,7 @@ def trl_update(model: str, rows: int, length: int, vocabulary: int, device: str)
 
 
 def all_logits(model: str, rows: int, length: int, vocabulary: int, device: str) -> Any:
-    """A forward pass that holds all logits of prompts and completions."""
+    """Forward pass that holds all logits of prompts and completions."""
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device)
@@ -129,7 +128,7 @@ SIDES = {"lit_rl": lit_rl_update, "trl": trl_update, "all_logits": all_logits}
 
 
 def resident(field: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    """Resident bytes of this process: ``VmRSS`` now, ``VmHWM`` at the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -137,7 +136,7 @@ def resident(field: str) -> int:
 
 
 def measure(side: str, folder: str, size: tuple[int, int, int], args: argparse.Namespace, answer: Any) -> None:
-    """In a process of its own: peak of one update above what there was before it, in MiB, and its seconds."""
+    """Send the peak memory of one update above the memory before it, in MiB, and its seconds. Runs in a process of its own."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     update = SIDES[side](folder, *size, args.device)
@@ -156,8 +155,8 @@ def measure(side: str, folder: str, size: tuple[int, int, int], args: argparse.N
     del kept
 
 
-def main() -> None:
-    args = arguments(str(__doc__), ["trl"], list(SIZES))
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(str(__doc__), ["trl"], list(SIZES), argv)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # read by the processes that are started
     context = multiprocessing.get_context("spawn")
     sides = [side for side in SIDES if side != "trl" or args.against == "trl"]

@@ -1,11 +1,11 @@
-"""What Lightning costs: a GRPO step of the Trainer (loop, logging to a file, progress bar, callbacks) against bare loops.
+"""Overhead of Lightning: a GRPO step of the Trainer (loop, logging to a file, progress bar, callbacks) against bare loops.
 
     MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=2147483648 python -m benchmarks.overhead
 
-All sides do the same work on the same prompts: ``bare`` calls the module's own stream and training step, figures included, in
-a loop without Trainer, log and callbacks; ``plain`` leaves the figures out too. ``overhead/<side>`` is the share by which the
-Trainer's median step is longer. The two variables let glibc keep the memory that a step frees: whether it returns it depends
-on what is held elsewhere, and costs up to a tenth.
+All sides do the same work on the same prompts. ``bare`` calls the module's own stream and training step, metrics included, in
+a loop without Trainer, log and callbacks. ``plain`` leaves out the metrics too. ``overhead/<side>`` is the share by which the
+Trainer's median step is longer. The two variables let glibc keep the memory that a step frees: returning memory depends on
+other allocations, and costs up to a tenth.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ STEPS = 10
 
 
 def build(model: str, workload: Workload) -> tuple[GRPO, Prompts]:
-    module = GRPO(PolicySpec(pretrained=model), Sampler(workload.new_tokens), Place(), group_size=workload.group_size)
+    sampler = Sampler(max_new_tokens=workload.new_tokens)
+    module = GRPO(PolicySpec(pretrained=model), sampler=sampler, reward=Place(), group_size=workload.group_size)
     module.configure_model()
     return module, Prompts(texts(workload, workload.prompts * (STEPS + 1)), workload.prompts)
 
 
 def trainer_run(model: str, workload: Workload, device: str) -> dict[str, float]:
-    """Steps of ``trainer.fit`` as a run has them: a log, a progress bar, the learning rate's schedule, clipping."""
+    """Median step of ``trainer.fit`` with all that a run has: log, progress bar, schedule of the learning rate, clipping."""
     module, data = build(model, workload)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -69,10 +70,10 @@ def trainer_run(model: str, workload: Workload, device: str) -> dict[str, float]
 
 
 def bare_run(model: str, workload: Workload, device: str) -> dict[str, float]:
-    """The same stream, training step and figures in a loop of its own: no hooks, no log, no bar."""
+    """Median step of the same stream, training step and metrics in a loop of its own: no hooks, no log, no bar."""
     module, data = build(model, workload)
     module.to(device).train()
-    module.trainer = data.trainer = bare_trainer(device, STEPS + 1, Clock())  # is asked for ranks, precision and module
+    module.trainer = data.trainer = bare_trainer(device, STEPS + 1, Clock())  # Runtime asks it for ranks and precision
     module.trainer.strategy.connect(module)
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(module.policy.parameters(), lr=1e-6, weight_decay=0.0)
@@ -88,7 +89,7 @@ def bare_run(model: str, workload: Workload, device: str) -> dict[str, float]:
 
 
 def plain_run(model: str, workload: Workload, device: str) -> dict[str, float]:
-    """Only what changes the weights: sampling, rewards, advantages, forward, loss and optimizer; no figure is computed."""
+    """Median step of the work that changes weights: sampling, rewards, advantages, forward, loss, optimizer; no metrics."""
     module, data = build(model, workload)
     module.to(device).train()
     policy, objective = module.policy, Objective()
@@ -98,16 +99,15 @@ def plain_run(model: str, workload: Workload, device: str) -> dict[str, float]:
     for number, prompts in enumerate(batches):
         start = time.perf_counter()
         rollouts = module.sampler.sample(policy, prompts.to(device), workload.group_size, SampleKey(0, number))
-        rollouts.texts = module.decode(rollouts)
+        rollouts.texts = module.renderer.decode(rollouts)
         score_rollouts(module.reward, rollouts)
-        advantages = group_advantages(rollouts.rewards.view(-1, workload.group_size)).view(-1, 1)
-        rollouts.advantages = advantages * rollouts.mask
+        rollouts.advantages = rollouts.within_groups(rollouts.rewards, group_advantages)[:, None] * rollouts.mask
         rows = rollouts.select(list(range(len(prompts)))).merge_duplicates()
         scores = policy.score(rows, details=False)
         losses = objective.token_losses(scores, rows, 0.0, 0.0).losses
-        mask = rows.loss_mask
-        weights = token_weights(mask, objective.aggregation, int(mask.sum()), len(rollouts), workload.new_tokens)
-        (losses * weights).sum().backward()
+        tokens = int(rollouts.loss_mask.sum())
+        weights = token_weights(rows.loss_mask, objective.aggregation, tokens, len(rollouts), workload.new_tokens)
+        (losses * weights * rows.multiplicity[:, None]).sum().backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -115,8 +115,8 @@ def plain_run(model: str, workload: Workload, device: str) -> dict[str, float]:
     return {"seconds": statistics.median(seconds[1:])}
 
 
-def main() -> None:
-    args = arguments(str(__doc__), [], ["W1", "tiny"])
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(str(__doc__), [], ["W1", "tiny"], argv)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
         model = save_model(Path(folder))

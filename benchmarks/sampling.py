@@ -25,7 +25,7 @@ from lit_rl.types import PromptBatch, Sample
 
 
 def lit_rl_side(model: str, workload: Workload, end: bool, device: str):
-    """Completions of every prompt by the sampler; log-probabilities and entropies are recorded too."""
+    """Sampler: completions of every prompt, with log-probabilities and entropies."""
     spec = PolicySpec(pretrained=model)
     tokenizer = load_tokenizer(spec)
     policy = Policy(spec, tokenizer)
@@ -50,7 +50,7 @@ def lit_rl_side(model: str, workload: Workload, end: bool, device: str):
 
 
 def generate_side(model: str, workload: Workload, end: bool, device: str):
-    """The same by ``generate``: all rows in one batch, and nothing recorded but tokens."""
+    """``generate`` of transformers: all rows in one batch, and nothing recorded but tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
     prompts = [text for text in texts(workload, workload.prompts) for _ in range(workload.group_size)]
@@ -68,8 +68,8 @@ def generate_side(model: str, workload: Workload, end: bool, device: str):
     return run
 
 
-def main() -> None:
-    args = arguments(str(__doc__), ["hf"], list(WORKLOADS))
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(str(__doc__), ["hf"], list(WORKLOADS), argv)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
         model = save_model(Path(folder))

@@ -28,8 +28,8 @@ from lit_rl.datamodules import PromptDataModule
 from lit_rl.models import PolicySpec
 from lit_rl.types import Sample
 
-BLOCK = 512
-"""Tokens of a packed block of TRL's."""
+BLOCK_TOKENS = 512
+"""Length of a packed block of TRL."""
 SIZES = {"W6": (2000, 12, 32), "tiny": (12, 1, 4)}
 """Samples, measured steps of a run, samples a step."""
 
@@ -79,7 +79,7 @@ class Solutions(PromptDataModule):
 
 
 class Clock(pl.Callback):
-    """When each step ended, and how many targets it had."""
+    """End of each step, and number of its targets."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -125,8 +125,8 @@ def trl_run(model: str, texts: list[tuple[str, str]], steps: int, batch: int, de
     options = SFTConfig(
         output_dir=tempfile.mkdtemp(),
         packing=packing,
-        max_length=BLOCK,
-        per_device_train_batch_size=max(1, round(batch * tokens / BLOCK)) if packing else batch,
+        max_length=BLOCK_TOKENS,
+        per_device_train_batch_size=max(1, round(batch * tokens / BLOCK_TOKENS)) if packing else batch,
         max_steps=steps + 1,
         learning_rate=2e-5,
         lr_scheduler_type="constant",
@@ -149,8 +149,8 @@ def trl_run(model: str, texts: list[tuple[str, str]], steps: int, batch: int, de
     return rates(ends, targets)
 
 
-def main() -> None:
-    args = arguments(str(__doc__), ["trl", "trl_padded"], list(SIZES))
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(str(__doc__), ["trl", "trl_padded"], list(SIZES), argv)
     warnings.filterwarnings("ignore")
     for name in args.workloads:
         count, steps, batch = SIZES[name]

@@ -1,10 +1,10 @@
-"""By how much the entropy of a window's first targets is off when the text before them is cut away, and with prefix context.
+"""Error of the entropy of a window's first targets when the text before the window is cut away, by length of its context.
 
     OMP_WAIT_POLICY=passive python -m benchmarks.window_context --path tinyshakespeare.txt
 
 A small character model is trained on the text. Then held-out text is cut into windows of 64 characters, with 1 to 32 of them as
 context, and the mean entropy (nats, full distribution) of each window's first targets is compared with that of the very same
-characters when at least 128 characters before them are seen.
+characters with at least 128 characters of text before them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from lit_rl.tasks.tokenizers import character_tokenizer
 from lit_rl.text.windows import Windows, slide
 
 TRAINED, SEEN = 192, 128
-"""Characters of a training window; characters that a target sees at least where nothing is cut away."""
+"""Characters of a training window; least number of characters before a target of the unbroken text."""
 ASKED = 20_000
-"""Held-out characters that are asked about."""
+"""Held-out characters whose entropy is asked for."""
 WINDOW, CONTEXTS, FIRST = 64, (1, 4, 8, 16, 32), 4
-"""Characters of a window, of its context, and how many of its first targets are averaged."""
+"""Characters of a window, characters of its context, number of its first targets that are averaged."""
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 96,
@@ -49,10 +49,11 @@ CONFIG = {
 
 
 def train(path: Path, folder: Path, steps: int) -> tuple[SFT, Windows]:
-    """A model of this text, and windows of its held-out part."""
+    """A model of the text, and windows of the held-out part."""
     character_tokenizer("".join(sorted(set(path.read_text(encoding="utf-8"))))).save_pretrained(folder)
     optimizer = functools.partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.0)
-    module = SFT(PolicySpec(config=CONFIG, tokenizer=str(folder)), optimizer, evaluation=Evaluation(max_new_tokens=0))
+    policy = PolicySpec(config=CONFIG, tokenizer=str(folder))
+    module = SFT(policy, optimizer=optimizer, evaluation=Evaluation(max_new_tokens=0))
     data = Corpus(str(path), window=TRAINED, test_share=0.0, cache_folder=str(folder / "cache"), batch_size=16)
     trainer = bare_trainer("cpu", steps, pl.Callback())
     trainer.fit(module, data)
@@ -60,7 +61,7 @@ def train(path: Path, folder: Path, steps: int) -> tuple[SFT, Windows]:
 
 
 def by_place(module: SFT, windows: Windows) -> NDArray[np.float32]:
-    """Entropies of the targets of windows at their places in the sequence, NaN elsewhere."""
+    """Entropy of each target at its place in the sequence, NaN at other places."""
     found = np.full(len(windows.ids), np.nan, dtype=np.float32)
     values = np.concatenate([part for _, part in window_entropies(module.policy, windows)])
     for first, end, offset in zip(windows.firsts, windows.ends, windows.offsets[:-1], strict=True):
@@ -68,12 +69,12 @@ def by_place(module: SFT, windows: Windows) -> NDArray[np.float32]:
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--path", type=Path, required=True, help="a text file")
-    parser.add_argument("--steps", type=int, default=250, help="of 16 windows of 192 characters")
+    parser.add_argument("--steps", type=int, default=250, help="training steps, each of 16 windows of 192 characters")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     start = time.perf_counter()
@@ -85,7 +86,9 @@ def main() -> None:
         for context in CONTEXTS:
             windows = slide(text, end, WINDOW, context, WINDOW - context)
             found = by_place(module, windows)
-            first = (windows.firsts[4:, None] + np.arange(FIRST)).ravel()  # where even the unbroken text has `SEEN` before it
+            first = (
+                windows.firsts[4:, None] + np.arange(FIRST)
+            ).ravel()  # from here the unbroken text has `SEEN` characters before it
             first = first[first < len(text)]
             cut, whole = float(found[first].mean()), float(unbroken[first].mean())
             line = {"benchmark": "window_context", "context_tokens": context, "entropy": cut, "unbroken": whole}

@@ -1,4 +1,4 @@
-"""The workloads that both sides of a benchmark get: the same weights, tokenizer, prompts, lengths and rewards."""
+"""Workloads of the benchmarks: both sides get the same weights, tokenizer, prompts, lengths and rewards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALPHABET = string.ascii_letters + string.digits + string.punctuation[:31]
 
 @dataclass(frozen=True)
 class Workload:
-    """One step of GRPO, or its sampling alone."""
+    """Sizes of a step of GRPO, or of its sampling alone."""
 
     prompts: int
     prompt_tokens: int

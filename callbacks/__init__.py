@@ -1,4 +1,8 @@
-"""Ideas about filtering, sampling and looking at a run: Lightning callbacks, used by name in YAML and on the command line."""
+"""Lightning callbacks for filtering, sampling and looking at a run, used by name in YAML and on the command line."""
+
+from typing import NoReturn
+
+from lit_rl.renamed import missing
 
 from .adaptive_kl import AdaptiveKL
 from .curriculum import Curriculum
@@ -21,3 +25,7 @@ __all__ = [
     "ShuffledRewards",
     "TemperatureSchedule",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise missing(__name__, name)

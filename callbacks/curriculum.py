@@ -1,16 +1,17 @@
-"""Harder problems once the present ones are mastered."""
+"""Curriculum: harder problems once the present ones are mastered."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 
+@runtime_checkable
 class HasLevels(Protocol):
-    """A data module with levels of difficulty, such as `Arithmetic`."""
+    """Data module with levels of difficulty, such as `Arithmetic`."""
 
     levels: list[Any]
 
@@ -18,11 +19,11 @@ class HasLevels(Protocol):
 
 
 class Curriculum(Callback):
-    """Raise the data module's level at the start of an epoch when the last epoch's mean passed a threshold.
+    """Raises the data module's level at the start of an epoch if the mean over the last epoch passed a threshold.
 
     Args:
-        threshold: the mean that must be passed.
-        monitor: a training figure, averaged over the epoch's optimizer steps.
+        threshold: mean that must be reached.
+        monitor: training metric, averaged over the epoch's optimizer steps.
     """
 
     def __init__(self, threshold: float = 0.9, monitor: str = "reward") -> None:
@@ -62,6 +63,6 @@ class Curriculum(Callback):
 
     def _data(self, trainer: pl.Trainer) -> HasLevels:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "set_level"):
+        if not isinstance(data, HasLevels):
             raise ValueError(f"Curriculum needs data with levels, such as Arithmetic; {type(data).__name__} has none.")
         return data

@@ -1,71 +1,62 @@
-"""Groups that teach nothing make room for fresh ones."""
+"""Dynamic sampling (DAPO): replaces groups whose rewards are all equal."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lit_rl.hooks import RolloutCallback
 from lit_rl.objectives.advantages import equal_groups
 from lit_rl.rollouts import Rollouts
 from lit_rl.runtime import Runtime
 from lit_rl.training.experience import Experience
-from lit_rl.training.stream import MicroBatch
+
+from .metered import MeteredCallback
 
 
-class DynamicSampling(RolloutCallback):
-    """Replace groups whose rewards are all equal by groups of fresh prompts (DAPO, arXiv 2503.14476, section 3.2).
+class DynamicSampling(MeteredCallback):
+    """Replaces groups whose rewards are all equal by groups of fresh prompts (DAPO, arXiv 2503.14476, section 3.2).
 
-    Rewards are compared exactly, continuous ones too. Prompts are drawn batch by batch, on all ranks until the last one is
-    full; what is then left over is not used. A place for which ``max_rounds`` brought nothing keeps its group, which is left
-    out of the loss. So batches keep their size, and ``reward``, ``frac_reward_zero_std`` and the like are of the groups that
-    the batch holds in the end, while times and speed in the log are those of the first draw.
+    Rewards are compared exactly, continuous ones too. Prompts are drawn batch by batch, on all ranks until the last rank is
+    full; surplus groups are not used. A place that ``max_rounds`` could not fill keeps its group, which is left out of the
+    loss. So batches keep their size. ``reward``, ``frac_reward_zero_std`` and other metrics describe the final batch; times
+    and speed in the log are those of the first draw.
 
     Meant for baselines within a group: with ``phantom_zero``, ``batch`` or ``none`` equal groups would have taught something.
-    Callbacks behind this one in the list see the finished batch, those before it only what was drawn first.
+    Callbacks after this one in the list see the final batch, callbacks before it only the first draw.
 
-    The log counts groups over all ranks: ``sampling/kept`` in the batch; ``sampling/dropped`` of all that were drawn, which
-    are ``sampling/dropped_all_right`` (their reward is above 0) and ``sampling/dropped_all_wrong`` (0 or below); and
-    ``sampling/rounds``, how often fresh prompts were drawn.
+    The log counts groups over all ranks: ``sampling/kept`` in the final batch; ``sampling/dropped`` among all draws, split
+    into ``sampling/dropped_all_right`` (reward above 0) and ``sampling/dropped_all_wrong`` (0 or below); and
+    ``sampling/rounds``, the draws of fresh prompts.
 
     Args:
         start_step: the optimizer step from which on groups are replaced; 0 from the beginning (RPT: 500).
-        max_rounds: how often fresh prompts are drawn for a batch, at most; 0 draws none: equal groups are only left out.
+        max_rounds: most draws of fresh prompts for a batch; 0 draws none: equal groups are only left out.
     """
 
     def __init__(self, start_step: int = 0, max_rounds: int = 4) -> None:
+        super().__init__()
         if start_step < 0 or max_rounds < 0:
             raise ValueError(
                 f"DynamicSampling: start_step is {start_step} and max_rounds {max_rounds}; write 0 or more for both."
             )
         self.start_step, self.max_rounds = start_step, max_rounds
-        self._metrics: dict[str, float] = {}  # of the last rollout, logged with every step on it
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not isinstance(trainer.train_dataloader, Experience):
-            raise ValueError(
-                f"DynamicSampling needs an algorithm that samples; {type(module).__name__} does not: "
-                "write GRPO, RPT or PPO, or remove it."
-            )
-        if trainer.train_dataloader.plan.group_size < 2:
+        if _experience(trainer).plan.group_size < 2:
             raise ValueError("DynamicSampling compares the completions of a prompt; write model.group_size 2 or more.")
 
     def on_rollout_end(self, trainer: pl.Trainer, module: pl.LightningModule, rollouts: Rollouts) -> Rollouts:
         if trainer.global_step < self.start_step:
             return rollouts
-        stream = trainer.train_dataloader
-        assert isinstance(stream, Experience)
         runtime, drawn = Runtime(trainer), [rollouts]
         # Every rank goes on while any lacks groups: they share the data, and forwards may be collective.
         while len(drawn) <= self.max_rounds and runtime.sum(_equal(rollouts).sum()) > 0:
-            fresh = stream.draw(round=len(drawn))
+            fresh = _experience(trainer).draw(round=len(drawn))
             drawn.append(fresh)
             rollouts = refill(rollouts, fresh)
         rollouts.in_loss = rollouts.in_loss & ~_equal(rollouts)[rollouts.group]
-        self._metrics = self._count(runtime, rollouts, drawn) | {"sampling/rounds": len(drawn) - 1.0}
+        self.metrics = self._count(runtime, rollouts, drawn) | {"sampling/rounds": len(drawn) - 1.0}
         return rollouts
 
     def _count(self, runtime: Runtime, rollouts: Rollouts, drawn: list[Rollouts]) -> dict[str, float]:
@@ -80,23 +71,22 @@ class DynamicSampling(RolloutCallback):
         totals = runtime.sum(torch.stack([groups.sum() for groups in counts.values()])).tolist()
         return {f"sampling/{name}": float(total) for name, total in zip(counts, totals, strict=True)}
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
-    ) -> None:
-        if batch.last:
-            module.log_dict(self._metrics)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"metrics": self._metrics}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._metrics = state["metrics"]
+def _experience(trainer: pl.Trainer) -> Experience:
+    """The stream of rollouts that the run trains on."""
+    stream = trainer.train_dataloader
+    if not isinstance(stream, Experience):
+        raise ValueError(
+            f"DynamicSampling needs an algorithm that samples; {type(trainer.lightning_module).__name__} does not: "
+            "write GRPO, RPT or PPO, or remove it."
+        )
+    return stream
 
 
 def refill(rollouts: Rollouts, fresh: Rollouts) -> Rollouts:
-    """Put fresh groups whose rewards differ where groups have equal ones, in order, as far as they reach.
+    """Rollouts whose groups of equal rewards are replaced by fresh groups of differing rewards, in order, as far as they reach.
 
-    The others keep their places, and so their minibatch.
+    All other groups keep their places, and so their minibatch.
     """
     groups = rollouts.num_groups
     places = _equal(rollouts).nonzero()[:, 0].tolist()

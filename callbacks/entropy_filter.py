@@ -1,4 +1,4 @@
-"""Positions that are worth reasoning about: those where a model is unsure of the next token."""
+"""Entropy filter: positions of a text, or sampled tokens, whose next token a model is unsure of."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from lit_rl.algorithms.module import PolicyModule
+from lit_rl.algorithms import PolicyGradient, PolicyModule
 from lit_rl.entropy.cache import entropy_key, fill_entropies, read_entropies
 from lit_rl.entropy.compute import window_entropies
-from lit_rl.entropy.positions import HasEntropies, attach_entropies, distribution, needed_windows
-from lit_rl.hooks import RolloutCallback
+from lit_rl.entropy.positions import HasEntropies, attach_entropies, describe_entropies, needed_windows
+from lit_rl.models import Policy, PolicySpec
 from lit_rl.models.loading import load_tokenizer
-from lit_rl.models.policy import Policy
-from lit_rl.models.spec import PolicySpec
+from lit_rl.objectives.objective import top_entropy_mask
 from lit_rl.options import check_choice
 from lit_rl.randomness import seeded
 from lit_rl.rollouts import Rollouts
 from lit_rl.runtime import Runtime
 from lit_rl.text.windows import Windows
-from lit_rl.training.stream import MicroBatch
+
+from .metered import MeteredCallback
 
 Target = Literal["positions", "completion"]
 PREVIEW_WINDOWS = 16
-"""Windows that are looked at to tell what entropies there are."""
+"""Windows whose entropies are computed before a threshold is refused."""
+KEPT, THRESHOLD = "entropy_filter/kept", "entropy_filter/threshold"
 
 
-class EntropyFilter(RolloutCallback):
-    """Train on the positions of a text whose next token a proxy model finds hard (RPT, arXiv 2506.08007).
+class EntropyFilter(MeteredCallback):
+    """Trains on the positions of a text whose next token a proxy model finds hard (RPT, arXiv 2506.08007).
 
-    Before the run the proxy's next-token entropy, in nats, is computed for the positions of the training set and of the set
-    that is evaluated, once: it is kept on disk and read by every later run. Training keeps the positions above ``threshold`` or
+    Before the run the proxy's next-token entropy, in nats, is computed once for the positions of the training set and of the
+    set that is evaluated; it is kept on disk, and later runs read it. Training keeps positions above ``threshold`` or
     ``quantile``; evaluation sets stay whole and only learn their entropies. With ``target`` ``completion`` nothing is computed
-    beforehand: of the sampled tokens those above carry the policy gradient, by the sampler's own entropies. Such a filter
-    stands behind callbacks that exchange rollouts (`DynamicSampling`). ``entropy_filter/kept`` is the share that is left.
+    before the run: sampled tokens of high entropy carry the policy gradient, by the sampler's own entropies. Such a filter
+    comes after callbacks that exchange rollouts (`DynamicSampling`). ``entropy_filter/kept`` in the log is the share kept.
 
     Args:
         proxy: the model that is asked, with the policy's vocabulary; none: the policy itself as it is before the run.
         top_k: entropy over that many most likely tokens, renormalised, so at most ``ln top_k``; 0 takes all.
         threshold: nats above which positions (or sampled tokens) are kept; the paper's bands begin at 0.5, 1.0 and 1.5.
-        quantile: or the share that is left out, those of lowest entropy: 0.8 keeps the highest fifth, of sampled tokens the
-            highest fifth of a rollout over all ranks. Neither of both: nothing is left out.
-        cache_folder: where entropies are kept, four bytes for each position.
+        quantile: share that is left out instead, lowest entropies first: 0.8 keeps the highest fifth of positions, or of a
+            rollout's sampled tokens over all ranks. Without threshold and quantile nothing is left out.
+        cache_folder: folder of the entropies, four bytes for each position.
         batch_tokens: tokens of one forward pass of the proxy, which bounds its memory.
-        target: what is filtered: ``positions`` of the training set, or sampled tokens of a ``completion``.
+        target: ``positions`` of the training set are filtered, or sampled tokens of a ``completion``.
     """
 
     def __init__(
@@ -62,9 +63,9 @@ class EntropyFilter(RolloutCallback):
         batch_tokens: int = 16_384,
         target: Target = "positions",
     ) -> None:
+        super().__init__()
         self.proxy, self.top_k, self.threshold, self.quantile = proxy, top_k, threshold, quantile
         self.cache_folder, self.batch_tokens, self.target = cache_folder, batch_tokens, target
-        self._metrics: dict[str, float] = {}  # logged with every step
         self._check_options()
 
     def _check_options(self) -> None:
@@ -88,9 +89,10 @@ class EntropyFilter(RolloutCallback):
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if self.target == "completion":
             return
-        assert isinstance(module, PolicyModule)
+        if not isinstance(module, PolicyModule):
+            raise ValueError(f"EntropyFilter needs a module of lit_rl, not {type(module).__name__}.")
         if self.proxy is not None:
-            self._check_tokenizer(module)
+            self._check_tokenizer(self.proxy, module)
         sets = {"fit": ("train_set", "val_set"), "validate": ("val_set",)}.get(stage, ("test_set",))
         for name in sets:
             positions = getattr(trainer.datamodule, name)  # type: ignore[attr-defined]
@@ -102,11 +104,10 @@ class EntropyFilter(RolloutCallback):
             if len(positions):
                 self._annotate(trainer, module, positions)
             if name == "train_set":
-                self._filter(positions)
+                self._filter(positions)  # evaluation sets stay whole
 
-    def _check_tokenizer(self, module: PolicyModule) -> None:
-        assert self.proxy is not None
-        own, other = module.tokenizer.get_vocab(), load_tokenizer(self.proxy).get_vocab()
+    def _check_tokenizer(self, proxy: PolicySpec, module: PolicyModule) -> None:
+        own, other = module.tokenizer.get_vocab(), load_tokenizer(proxy).get_vocab()
         if own != other:
             same = sum(other.get(token) == number for token, number in own.items())
             raise ValueError(
@@ -115,13 +116,13 @@ class EntropyFilter(RolloutCallback):
             )
 
     def _annotate(self, trainer: pl.Trainer, module: PolicyModule, positions: HasEntropies) -> None:
-        """Give the positions their entropies: of all targets of the windows that hold one of them."""
+        """Attach entropies to the positions, computed for all targets of the windows that hold one."""
         numbers = needed_windows(positions)
         self._refuse_threshold(trainer, module, positions.windows.select(numbers[:: max(1, len(numbers) // PREVIEW_WINDOWS)]))
         attach_entropies(positions, numbers, self._entropies(trainer, module, positions.windows.select(numbers)))
 
     def _entropies(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> NDArray[np.float32]:
-        """Those of all targets, in their order; written by the first process and read by all."""
+        """Entropies of all targets, in order; written by the first process and read by all."""
         spec = self.proxy or module.policy_spec
         key = entropy_key(windows, spec, module.seed, module.tokenizer, self.top_k)
         file = Path(self.cache_folder).expanduser() / f"entropies-{key}.npy"
@@ -137,14 +138,14 @@ class EntropyFilter(RolloutCallback):
         return policy.to(trainer.strategy.root_device)
 
     def _refuse_threshold(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> None:
-        """A threshold that no entropy can pass is refused after a glance, not after hours."""
+        """Refuse a threshold that no entropy can pass, after a few windows and not after hours."""
         if self.threshold is None or not self.top_k or self.threshold <= math.log(self.top_k):
             return
         model = self._model(trainer, module)
         some = np.concatenate([values for _, values in window_entropies(model, windows, self.top_k, self.batch_tokens)])
         raise ValueError(
             f"EntropyFilter.threshold {self.threshold} is above ln {self.top_k} = {math.log(self.top_k):.3f} nats, the most "
-            f"that {self.top_k} tokens can have; write less, or top_k 0. {distribution(some)}"
+            f"that {self.top_k} tokens can have; write less, or top_k 0. {describe_entropies(some)}"
         )
 
     def _filter(self, positions: HasEntropies) -> None:
@@ -152,70 +153,62 @@ class EntropyFilter(RolloutCallback):
         before = len(positions)
         if not before:
             raise ValueError("EntropyFilter: the training set has no positions; give more text.")
-        assert positions.entropies is not None
-        values = np.asarray(positions.entropies[positions.places])
-        shown = distribution(values)
+        entropies = np.asarray(positions.entropies)
+        values = entropies[positions.places]
+        shown = describe_entropies(values)
         floor = self._floor(values)
         if floor > -math.inf:
-            self._metrics = {"entropy_filter/kept": float((values > floor).mean()), "entropy_filter/threshold": floor}
-            if not self._metrics["entropy_filter/kept"]:
+            self.metrics = {KEPT: float((values > floor).mean()), THRESHOLD: floor}
+            if not self.metrics[KEPT]:
                 raise ValueError(f"EntropyFilter leaves no position above {floor:.3f} nats; write less. {shown}")
-            positions.keep(np.asarray(positions.entropies > floor))
+            positions.keep(entropies > floor)
         rank_zero_info(f"EntropyFilter: entropy_filter/kept {len(positions):,} of {before:,} positions. {shown}")
 
     def _floor(self, values: NDArray[np.floating]) -> float:
-        """Nats that entropies must lie above, given all of them; minus infinity where nothing is left out."""
+        """Nats that entropies of kept positions lie above; minus infinity if nothing is left out."""
         if self.quantile is None:
             return -math.inf if self.threshold is None else self.threshold
-        return float(np.quantile(values, self.quantile)) if len(values) else 0.0
+        return float(np.quantile(values, self.quantile))
 
     # --- sampled tokens ------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.target == "positions":
             return
-        objective: Any = getattr(module, "objective", None)
-        if objective is None:
+        if not isinstance(module, PolicyGradient):
             raise ValueError(f"EntropyFilter.target completion needs an algorithm that samples, not {type(module).__name__}.")
-        if objective.top_entropy < 1:
+        if module.objective.top_entropy < 1:
             raise ValueError(
-                f"EntropyFilter.target completion and objective.top_entropy {objective.top_entropy} both choose tokens; "
+                f"EntropyFilter.target completion and objective.top_entropy {module.objective.top_entropy} both choose tokens; "
                 "leave one of them out."
             )
-        assert isinstance(module, PolicyModule)
         most = math.log(module.policy.vocabulary)
         if self.threshold is not None and self.threshold > most:
             raise ValueError(f"EntropyFilter.threshold {self.threshold} is above ln V = {most:.3f} nats, the most there is.")
 
     def on_rollout_end(self, trainer: pl.Trainer, module: pl.LightningModule, rollouts: Rollouts) -> Rollouts:
-        """Let only tokens above the threshold carry the policy gradient."""
+        """Let only tokens of high entropy carry the policy gradient."""
         if self.target == "positions":
             return rollouts
-        mask = rollouts.loss_mask
-        runtime = Runtime(trainer)
-        floor = self._floor(runtime.gather(rollouts.entropies[mask]).cpu().numpy())
-        rollouts.gradient_mask = mask & (rollouts.entropies > floor)
+        runtime, mask, entropies = Runtime(trainer), rollouts.loss_mask, rollouts.entropies
+        everyone = runtime.gather(entropies[mask])  # of all ranks, which share one quantile
+        if self.threshold is not None:
+            rollouts.gradient_mask, floor = mask & (entropies > self.threshold), self.threshold
+        elif self.quantile is not None:
+            rollouts.gradient_mask = top_entropy_mask(entropies, mask, everyone, 1 - self.quantile)
+            floor = float(np.quantile(everyone.cpu().numpy(), self.quantile)) if len(everyone) else 0.0
         kept, counted = runtime.sum(torch.stack([rollouts.gradient_mask.sum(), mask.sum()])).tolist()
-        self._metrics = {"entropy_filter/kept": kept / max(counted, 1), "entropy_filter/threshold": floor}
+        self.metrics = {KEPT: kept / max(counted, 1), THRESHOLD: floor}
         return rollouts
 
-    # --- the log -------------------------------------------------------------------------------------------------
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
-    ) -> None:
-        if batch.last:
-            module.log_dict(self._metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"metrics": self._metrics}
+    # --- resuming ------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue; a training set that was filtered otherwise would be entered at another place."""
-        kept, before = (metrics.get("entropy_filter/kept", 1.0) for metrics in (self._metrics, state["metrics"]))
+        kept, before = (metrics.get(KEPT, 1.0) for metrics in (self.metrics, state["metrics"]))
         if self.target == "positions" and kept != before:
             raise ValueError(
                 f"EntropyFilter keeps {kept:.4%} of the positions, and the run that is resumed kept {before:.4%}; resume with "
                 "the same data and options."
             )
-        self._metrics = state["metrics"]
+        super().load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Write the policy as a Hugging Face folder whenever a checkpoint is written."""
+"""Export of the policy as a Hugging Face folder with every checkpoint."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lit_rl.algorithms.module import PolicyModule
+from lit_rl.algorithms import PolicyModule
 from lit_rl.models.export import export_policy, whole_weights
 
 
 class HFExport(Callback):
-    """Export model and tokenizer with each checkpoint, and at the end of the run.
+    """Exports model and tokenizer with each checkpoint, and at the end of the run.
 
-    ``AutoModelForCausalLM.from_pretrained`` and the next run's ``model.policy.pretrained`` open the folder. It always
-    holds the weights of the latest export, and is replaced only by a finished one.
+    ``AutoModelForCausalLM.from_pretrained`` and the next run's ``model.policy.pretrained`` open the folder. It holds the
+    weights of the latest export, and is replaced only by a finished one.
 
     Args:
-        folder: where to, below the run's folder (``trainer.default_root_dir``) unless it is an absolute path.
+        folder: target folder, below the run's folder (``trainer.default_root_dir``) unless it is an absolute path.
     """
 
     def __init__(self, folder: str = "export") -> None:
@@ -33,7 +33,8 @@ class HFExport(Callback):
         self._export(trainer, module)
 
     def _export(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, PolicyModule)
+        if not isinstance(module, PolicyModule):
+            raise ValueError(f"HFExport needs a module of lit_rl, not {type(module).__name__}.")
         if self._exported == trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._exported = trainer.global_step

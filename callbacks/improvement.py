@@ -1,4 +1,4 @@
-"""Accuracy before the first step and after the last: what the training was worth."""
+"""Improvement: accuracy before the first step and after the last."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lit_rl.files import write_text
 
 
 class Improvement(Callback):
-    """Print a baseline before the first step, every evaluation and the improvement at the end; write ``report.json``.
+    """Prints a baseline before the first step, every evaluation and the improvement at the end; writes ``report.json``.
 
     The baseline is the sanity check over the whole validation set (``trainer.num_sanity_val_steps: -1``), which every
     logger gets at step 0.
 
     Args:
-        monitor: the figure to compare; its interval is read from the same name with ``_low`` and ``_high``.
-        percent: show it in percent; False for figures that are no share, such as ``val/matched_tokens``.
+        monitor: metric to compare; its interval is read from the same name with ``_low`` and ``_high``.
+        percent: shows the metric in percent; False for metrics that are not a share, such as ``val/matched_tokens``.
     """
 
     def __init__(self, monitor: str = "val/accuracy", percent: bool = True) -> None:

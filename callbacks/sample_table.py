@@ -1,4 +1,4 @@
-"""What the policy writes, to read while it trains: prompts, completions, reward parts and advantages."""
+"""Sample table: prompts, completions, reward parts and advantages, to read while the policy trains."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lit_rl.training.stream import MicroBatch
 
 
 class SampleTable(Callback):
-    """Append completions that are being learned from to ``samples.jsonl``, and to W&B as a table where it is a logger.
+    """Appends completions of the current step to ``samples.jsonl``, and to W&B as a table if it is a logger.
 
-    Groups without signal are not among them where the loss leaves them out; equal completions stand once, with ``multiplicity``.
+    Groups without signal are missing if the loss leaves them out; equal completions stand once, with their ``multiplicity``.
 
     Args:
         every_n_steps: optimizer steps between two entries.
-        rows: completions per entry: the first of the micro-batch, group by group.
+        rows: completions per entry: the first ones of the micro-batch, group by group.
     """
 
     def __init__(self, every_n_steps: int = 50, rows: int = 8) -> None:
@@ -54,8 +54,7 @@ def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
     }
     values = {name: column.tolist() for name, column in columns.items()}
     entries = []
-    for row, text in enumerate(rollouts.texts):
-        sample = rollouts.prompts.samples[rollouts.prompt[row]]
+    for row, (text, sample) in enumerate(zip(rollouts.texts, rollouts.samples, strict=True)):
         entry = {"step": step, "prompt": sample.prompt, "completion": text, "reference": sample.reference}
         entries.append(entry | {name: column[row] for name, column in values.items()})
     return entries

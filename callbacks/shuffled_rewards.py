@@ -1,4 +1,4 @@
-"""The negative control of an experiment: rewards that have nothing to do with what earned them."""
+"""Negative control of an experiment: rewards without relation to the completions that earned them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lit_rl.rollouts import Rollouts
 
 
 class ShuffledRewards(RolloutCallback):
-    """Shuffle the rewards of each rollout among all its completions on a rank.
+    """Shuffles the rewards of each rollout among all its completions on a rank.
 
-    A run that improves with it as well owes its gain to something else than its reward. ``reward`` in the log is then
-    of the shuffled rewards, ``rewards/<name>/mean`` still of the true ones.
+    A run that improves under it owes its gain to something other than its reward. ``reward`` in the log is then the mean of
+    shuffled rewards; ``rewards/<name>/mean`` stays true.
 
     Args:
-        seed: of the permutations.
+        seed: seeds the permutations.
     """
 
     def __init__(self, seed: int = 0) -> None:

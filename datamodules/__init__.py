@@ -5,7 +5,7 @@ from .base import EpochSampler, PromptDataModule
 from .corpus import Corpus
 from .gsm8k import GSM8K
 from .omni_math import OmniMath
-from .positions import PositionSpec
+from .positions import Positions, PositionSpec
 from .reasoned_arithmetic import ReasonedArithmetic
 from .rpn import RPN
 
@@ -17,6 +17,7 @@ __all__ = [
     "EpochSampler",
     "OmniMath",
     "PositionSpec",
+    "Positions",
     "PromptDataModule",
     "ReasonedArithmetic",
 ]

@@ -1,4 +1,4 @@
-"""What every source of prompts shares: batches at a position that can be resumed, tokenized in the loader's workers."""
+"""Base LightningDataModule: samples in an order that can be resumed at any batch, tokenized in the loader's workers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from lit_rl.text.token_bytes import token_bytes
+from lit_rl.text.windows import Windows
 from lit_rl.types import PromptBatch, Sample
 
-from .positions import PositionSpec, positions_of_samples
+from .positions import Positions, PositionSpec, windows_of_samples
 
-WINDOW = 50
-"""Batches that are sorted by length together, as a compromise between little padding and random order."""
+SORTED_BATCHES = 50
+"""Batches that are sorted by length together: more give less padding, fewer a more random order."""
 
 
 class EpochSampler(DistributedSampler):
-    """The order of an epoch, a function of (seed, epoch) alone, entered at any batch.
+    """Order of an epoch's samples: a function of seed and epoch alone, resumable at any batch.
 
     Rank r takes places r, r + ranks, ...: together the ranks' batches are the batch of a single process.
 
@@ -32,10 +32,10 @@ class EpochSampler(DistributedSampler):
         dataset: the samples.
         batch_size: samples per batch on each rank; an incomplete last batch is dropped.
         ranks: number of processes.
-        rank: this process.
-        seed: of the permutations.
-        endless: whether the data set goes on behind its length, so that every epoch is new instead of permuted.
-        group_by_length: sort windows of batches by the length of their text, then shuffle the batches.
+        rank: number of this process.
+        seed: seeds the permutations.
+        endless: every epoch takes the next samples of an endless data set, in place of a permutation of the same ones.
+        group_by_length: sort the samples of `SORTED_BATCHES` batches by length, then shuffle the batches.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class EpochSampler(DistributedSampler):
         batch_size: int,
         ranks: int,
         rank: int,
+        *,
         seed: int,
         endless: bool = False,
         group_by_length: bool = False,
@@ -53,7 +54,7 @@ class EpochSampler(DistributedSampler):
         self.first_batch = 0
 
     def set_position(self, epoch: int, batch: int) -> None:
-        """Let the next iteration begin at this batch of this epoch."""
+        """Start the next iteration at a batch of an epoch."""
         self.set_epoch(epoch)
         self.first_batch = batch
 
@@ -64,7 +65,8 @@ class EpochSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         per_batch = self.batch_size * self.num_replicas
         order = self._order()[: len(self) * self.num_replicas]
-        window = per_batch * (WINDOW if self.group_by_length else 1)
+        window = per_batch * (SORTED_BATCHES if self.group_by_length else 1)
+        # A resumed epoch begins at the window of its first batch: sorting needs the whole window.
         for start in range(self.first_batch * per_batch // window * window, len(order), window):
             places = order[start : start + window]
             if self.group_by_length:
@@ -82,19 +84,22 @@ class EpochSampler(DistributedSampler):
         samples = [self.dataset[place] for place in places.tolist()]
         lengths = torch.tensor([sum(map(len, (each.prompt, each.completion, each.context, each.target))) for each in samples])
         batches = places[lengths.argsort(stable=True)].view(-1, per_batch)
+        # Shuffled, so that short batches don't all come first.
         shuffled = np.random.default_rng([self.seed, self.epoch, start]).permutation(len(batches))
         return batches[shuffled].flatten()
 
 
 def collate(tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> PromptBatch:
-    """Tokenize samples into a batch; completions get the end token. Samples that are token ids already stay as they are."""
-    end = tokenizer.eos_token_id
+    """Tokenize samples into a batch; completions get the end token. Token ids of positions and windows stay as they are."""
     if samples[0].context:
-        contexts, targets = ([list(getattr(sample, name)) for sample in samples] for name in ("context", "target"))
+        contexts, targets = [list(sample.context) for sample in samples], [list(sample.target) for sample in samples]
         return PromptBatch.pad(contexts, targets, samples, tokenizer.pad_token_id)
     prompts = tokenizer([sample.prompt for sample in samples], add_special_tokens=False)["input_ids"]
     completions = tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]
-    ended = [[*ids, end] if sample.completion else [] for ids, sample in zip(completions, samples, strict=True)]
+    # An empty completion stands for a source without solutions, not for a solution that ends at once.
+    ended = [
+        [*ids, tokenizer.eos_token_id] if sample.completion else [] for ids, sample in zip(completions, samples, strict=True)
+    ]
     return PromptBatch.pad(prompts, ended, samples, tokenizer.pad_token_id)
 
 
@@ -106,14 +111,19 @@ class PromptDataModule(pl.LightningDataModule):
         eval_batch_size: problems that are answered at a time in evaluation, on each rank.
         num_workers: loader processes per rank; 0 prepares batches in the main process.
         group_by_length: put texts of like length into one batch (SFT: less padding).
-        seed: of the order of samples; linked to ``seed_everything`` on the command line.
+        seed: seeds generated problems and the order of samples; linked to ``seed_everything`` on the command line.
     """
 
     endless = False
-    """Whether the training set goes on behind its length."""
+    """The training set continues after its length: an epoch takes the next samples."""
+    trainer: pl.Trainer  # the Trainer sets it before it calls the data module
+    train_set: Dataset[Sample]
+    val_set: Sequence[Sample]
+    test_set: Sequence[Sample]
 
     def __init__(
         self,
+        *,
         batch_size: int = 32,
         eval_batch_size: int = 256,
         num_workers: int = 0,
@@ -123,21 +133,25 @@ class PromptDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.group_by_length, self.seed = num_workers, group_by_length, seed
-        self.train_set: Dataset[Sample]
-        self.val_set: Sequence[Sample]
-        self.test_set: Sequence[Sample]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's."""
-        return self._trainer().lightning_module.tokenizer
+        """Tokenizer of the policy."""
+        return self.trainer.lightning_module.tokenizer
 
     def train_dataloader(self) -> Any:
         """The module's training data, made from a loader of prompts."""
-        trainer = self._trainer()
-        ranks = trainer.world_size
+        ranks = self.trainer.world_size
         size = self.batch_size // ranks
-        sampler = EpochSampler(self.train_set, size, ranks, trainer.global_rank, self.seed, self.endless, self.group_by_length)
+        sampler = EpochSampler(
+            self.train_set,
+            size,
+            ranks,
+            self.trainer.global_rank,
+            seed=self.seed,
+            endless=self.endless,
+            group_by_length=self.group_by_length,
+        )
         loader = DataLoader(
             self.train_set,
             batch_size=size,
@@ -148,7 +162,7 @@ class PromptDataModule(pl.LightningDataModule):
             # Its own generator: creating an iterator would otherwise move the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        return trainer.lightning_module.training_data(loader)  # type: ignore[operator]
+        return self.trainer.lightning_module.training_data(loader)  # type: ignore[operator]
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.val_set)
@@ -159,11 +173,24 @@ class PromptDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.test_set)
 
+    def take_positions(self, spec: PositionSpec) -> None:
+        """Replace the samples of all three sets by positions inside them."""
+        self.endless = False
+        pieces = token_bytes(self.tokenizer)
+        for name in ("train_set", "val_set", "test_set"):
+            positions = Positions(self._windows(name), pieces, spec.labels_length)
+            if name != "train_set":
+                positions.thin_out(spec.eval_positions)
+            setattr(self, name, positions)
+
+    def _windows(self, name: str) -> Windows:
+        """Windows whose targets are the positions of a set: a window per sample, its completion the targets."""
+        return windows_of_samples(name, getattr(self, name), self.tokenizer)
+
     def _evaluation_loader(self, samples: Sequence[Sample]) -> DataLoader:
-        trainer = self._trainer()
         # No repeats: every rank answers its own problems, and none is counted twice.
         sampler = UnrepeatedDistributedSampler(
-            samples, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+            samples, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
         )
         return DataLoader(
             samples,  # type: ignore[arg-type]
@@ -172,19 +199,3 @@ class PromptDataModule(pl.LightningDataModule):
             collate_fn=partial(collate, self.tokenizer),
             generator=torch.Generator().manual_seed(self.seed),
         )
-
-    def take_positions(self, spec: PositionSpec) -> None:
-        """Turn the whole samples of all three sets into positions inside their completions."""
-        self.endless = False
-        pieces = token_bytes(self.tokenizer)
-        for name in ("train_set", "val_set", "test_set"):
-            samples = list(getattr(self, name))
-            rank_zero_info(f"data.{name}: {len(samples):,} samples are tokenized into positions")
-            positions = positions_of_samples(samples, self.tokenizer, pieces, spec.labels_length)
-            if name != "train_set":
-                positions.thin_out(spec.eval_positions)
-            setattr(self, name, positions)
-
-    def _trainer(self) -> pl.Trainer:
-        assert self.trainer is not None, "the data module is used by a Trainer"
-        return self.trainer

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .token_cache import PIECE, Piece
+from lit_rl.options import first_line
+
+from .jsonl import field, parse_line
+from .token_cache import Piece
+
+PIECE_BYTES = 2**20
+"""Bytes of a text file after which a piece ends at the next line that allows it."""
 
 
-def find_source(path: str, field: str) -> tuple[list[Path] | Any, Any]:
-    """Where the text is, and what tells this text from any other, as JSON holds it.
+class _Stretch(NamedTuple):
+    """A stretch of a file."""
+
+    text: str
+    last: bool
+    """The document ends with it."""
+    end: int
+    """Offset after it, in bytes of the file."""
+    place: str
+    """Its name in an error message."""
+
+
+def find_source(path: str, name: str) -> tuple[list[Path] | Any, Any]:
+    """Find the text of a corpus.
 
     Args:
         path: a text file, a JSONL file, a folder of either, or the name of a data set.
-        field: the text's field in JSONL and data sets.
+        name: field of the text in JSONL and data sets.
 
     Returns:
-        The files, or the training split of the data set.
+        The files, or the training split of the data set; and an identity that JSON holds, equal only for equal text.
 
     Raises:
-        ValueError: where neither is to be found.
+        ValueError: if there is neither a file nor a data set.
     """
     place = Path(path).expanduser()
     if place.exists():
@@ -30,58 +47,58 @@ def find_source(path: str, field: str) -> tuple[list[Path] | Any, Any]:
         if not files:
             raise ValueError(f"data.path: the folder {path!r} is empty; give one that holds text files.")
         states = [(str(file.resolve()), file.stat()) for file in files]
-        return files, [field, [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
+        return files, [name, [[full, state.st_size, state.st_mtime_ns] for full, state in states]]
     data = _data_set(path)
-    if field not in data.column_names:
-        raise ValueError(f"data.field: {path!r} has no field {field!r}; write one of {', '.join(data.column_names)}.")
-    return data, [field, path, data._fingerprint]
+    if name not in data.column_names:
+        raise ValueError(f"data.field: {path!r} has no field {name!r}; write one of {', '.join(data.column_names)}.")
+    return data, [name, path, data._fingerprint]
 
 
 def _data_set(path: str) -> Any:
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ValueError(f"data.path: {path!r} does not exist; give a text file, a folder, a JSONL file or a data set's name.")
-    import datasets
+    import datasets  # takes seconds, and files do not need it
 
     try:
         return datasets.load_dataset(path, split="train")
     except Exception as error:  # the hub's client has dozens of its own
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"data.path: {path!r} is no file or folder, nor a data set that can be loaded: {reason}") from error
+        raise ValueError(
+            f"data.path: {path!r} is neither a file or folder nor a data set that can be loaded: {first_line(error)}"
+        ) from error
 
 
-def read_source(source: list[Path] | Any, field: str) -> Iterator[Piece]:
-    """All documents, one after another: a text file is one, and so is each line of JSONL and each row of a data set.
+def read_source(source: list[Path] | Any, name: str) -> Iterator[Piece]:
+    """All documents, one after another: a text file, a line of JSONL or a row of a data set is a document.
 
     Raises:
-        ValueError: for bytes that are no UTF-8, with their offset, and for a broken line, with its number.
+        ValueError: for bytes that are not UTF-8, with their offset, and for a malformed line, with its number.
     """
     if not isinstance(source, list):
         for number, row in enumerate(source):
-            yield Piece(row[field], True, (number + 1) / len(source), f"row {number}")
+            yield Piece(row[name], True, (number + 1) / len(source), f"row {number}")
         return
     total, before = max(1, sum(file.stat().st_size for file in source)), 0
     for file in source:
-        read = _json_lines(file, field) if file.suffix in (".jsonl", ".ndjson") else _text(file)
-        for text, last, end, place in read:
+        for text, last, end, place in _json_lines(file, name) if file.suffix in (".jsonl", ".ndjson") else _text(file):
             yield Piece(text, last, (before + end) / total, place)
         before += file.stat().st_size
 
 
-def _text(file: Path) -> Iterator[tuple[str, bool, int, str]]:
-    """Text, whether it is the last, the byte behind it, and its place; cut where a line begins with a visible character.
+def _text(file: Path) -> Iterator[_Stretch]:
+    """Stretches of a text file, cut where a line begins with a visible character.
 
-    Tokens of byte-level BPE do not reach across such a cut. SentencePiece may put its leading space behind it.
+    Tokens of byte-level BPE do not reach across such a cut. SentencePiece may put its leading space after it.
     """
     lines: list[bytes] = []
     start = size = 0
     with file.open("rb") as handle:
         for line in handle:
-            if size >= PIECE and not line[:1].isspace():
-                yield _decode(lines, file, start), False, start + size, str(file)
+            if size >= PIECE_BYTES and not line[:1].isspace():
+                yield _Stretch(_decode(lines, file, start), False, start + size, str(file))
                 lines, start, size = [], start + size, 0
             lines.append(line)
             size += len(line)
-    yield _decode(lines, file, start), True, start + size, str(file)
+    yield _Stretch(_decode(lines, file, start), True, start + size, str(file))
 
 
 def _decode(lines: list[bytes], file: Path, start: int) -> str:
@@ -90,24 +107,23 @@ def _decode(lines: list[bytes], file: Path, start: int) -> str:
         return b"".join(lines).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"data.path: {file}: byte {start + error.start} is no UTF-8 ({error.reason}); convert the file to UTF-8."
+            f"data.path: {file}: byte {start + error.start} is not UTF-8 ({error.reason}); convert the file to UTF-8."
         ) from error
 
 
-def _json_lines(file: Path, field: str) -> Iterator[tuple[str, bool, int, str]]:
-    """The same of each line of JSONL."""
+def _json_lines(file: Path, name: str) -> Iterator[_Stretch]:
+    """The documents of a JSONL file."""
     offset = 0
     with file.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
-            text = _decode([line], file, offset)
             offset += len(line)
-            if not text.strip():
+            if not line.strip():
                 continue
             place = f"{file}, line {number}"
             try:
-                value = json.loads(text)[field]
-            except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-                raise ValueError(f"data.path: {place}: no JSON object with the field {field!r}; mend or remove it.") from error
-            if not isinstance(value, str):
-                raise ValueError(f"data.path: {place}: the field {field!r} is no text; set data.field to one that is.")
-            yield value, True, offset, place
+                text = field(parse_line(line), name, str)
+            except ValueError as error:
+                raise ValueError(
+                    f"data.path: {place}: {error}; mend or remove the line, or set data.field to another field."
+                ) from error
+            yield _Stretch(text, True, offset, place)

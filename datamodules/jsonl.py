@@ -1,8 +1,7 @@
-"""Rows of a data set from a JSONL file or by a `datasets` name; malformed ones are refused or left out, by their number."""
+"""Rows of a data set from a JSONL file or by a `datasets` name; malformed rows are refused or left out, by their numbers."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,33 +9,35 @@ from typing import Any, Literal, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_rl.options import first_line
+
 Malformed = Literal["refuse", "skip"]
-"""What happens to a row that is no JSON, lacks a field or has one of another type."""
+"""Treatment of a row that is not JSON, lacks a field or has a field of another type."""
 
 T = TypeVar("T")
 
-SHOWN = 5
-"""Numbers of malformed rows that the warning lists."""
+WARNED_ROWS = 5
+"""Malformed rows whose numbers the warning lists."""
 
 
-def read_jsonl(path: str | Path, read: Callable[[Any], T], malformed: Malformed = "refuse") -> Iterator[T]:
-    """What ``read`` makes of each line's JSON; empty lines are passed over.
+def read_jsonl(path: str | Path, read: Callable[[Any], T], malformed: Malformed) -> Iterator[T]:
+    """Read a row from each line's JSON; empty lines are passed over.
 
     Args:
         path: a file in UTF-8.
-        read: turns a row into what is wanted, and raises ValueError where the row is malformed (`field` does).
-        malformed: ``refuse`` stops at the first such line, ``skip`` warns of all of them at the end.
+        read: reads a row, and raises ValueError if the row is malformed (`field` does).
+        malformed: ``refuse`` stops at the first malformed row, ``skip`` warns of all of them at the end.
 
     Raises:
-        ValueError: with file and line number.
+        ValueError: for a malformed row, with file and line number.
     """
     with Path(path).open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-        yield from _read_each(lines, lambda line: read(_parse(line)), malformed, f"{path}, line")
+        yield from _read_each(lines, lambda line: read(parse_line(line)), malformed, f"{path}, line")
 
 
 def read_rows(rows: Iterable[Any], read: Callable[[Any], T], malformed: Malformed, source: str) -> Iterator[T]:
-    """The same of rows that are objects already, numbered from 0 as `datasets` does."""
+    """Read rows that are objects already, numbered from 0 as in `datasets`; else as `read_jsonl`."""
     yield from _read_each(enumerate(rows), read, malformed, f"{source}, row")
 
 
@@ -44,63 +45,60 @@ def load_hub(name: str, config: str | None = None) -> Mapping[str, Sequence[Any]
     """All splits of a data set, by `datasets`: downloaded and converted once, with progress bars, then read from its cache.
 
     Raises:
-        ValueError: where it is not to be had.
+        ValueError: if the data set cannot be loaded.
     """
-    import datasets  # seconds, and not needed where there is a file
+    import datasets  # takes seconds, and a file does not need it
 
     try:
         return datasets.load_dataset(name, config)
     except Exception as error:  # offline, renamed, private, broken: each raises something else
-        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         raise ValueError(
-            f"data.dataset: cannot load {name!r} ({reason}); set data.path to a JSONL file of it, "
-            "or data.dataset to another name."
+            f"data.dataset: cannot load {name!r} ({type(error).__name__}: {first_line(error)}); "
+            "set data.path to a JSONL file of it, or data.dataset to another name."
         ) from error
+
+
+def parse_line(line: bytes) -> Any:
+    """The JSON of a line.
+
+    Raises:
+        ValueError: if there is none, with a message of one line.
+    """
+    try:
+        return json.loads(line.decode("utf-8-sig").rstrip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
 
 
 def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     """A field of a row.
 
     Raises:
-        ValueError: where the row is no object, lacks the field, or has one of another type.
+        ValueError: if the row is not an object, lacks the field, or has a field of another type.
     """
     if not isinstance(row, Mapping):
-        raise ValueError(f"a {type(row).__name__} and no object; write {{{json.dumps(name)}: ...}}")
+        raise ValueError(f"a {type(row).__name__}, not an object; write {{{json.dumps(name)}: ...}}")
     if name not in row:
-        raise ValueError(f"no field {name!r}, only {', '.join(map(str, row)) or 'an empty object'}")
+        raise ValueError(f"field {name!r} is missing; there is {', '.join(map(str, row)) or 'an empty object'}")
     if not isinstance(row[name], kind) or isinstance(row[name], bool):
         wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"field {name!r} is of type {type(row[name]).__name__}; write {wanted}")
     return row[name]
 
 
-def split_of(text: str) -> float:
-    """Where a text falls in [0, 1): the same in every run and whatever stands beside it."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
 def thin_out(rows: list[T], count: int) -> list[T]:
-    """``count`` rows, evenly spread; 0 leaves all."""
+    """``count`` rows, evenly spread; 0 keeps all."""
     if not 0 < count < len(rows):
         return rows
     return [rows[place * len(rows) // count] for place in range(count)]
 
 
-def _parse(line: bytes) -> Any:
-    """The JSON of a line; all that can be wrong with it is a ValueError of one line."""
-    try:
-        return json.loads(line.decode("utf-8-sig").rstrip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8 at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error.msg} at character {error.pos + 1}") from error
-    except RecursionError as error:
-        raise ValueError("no JSON that can be read: it is nested too deeply") from error
-
-
 def _read_each(rows: Iterable[tuple[int, Any]], read: Callable[[Any], T], malformed: Malformed, place: str) -> Iterator[T]:
-    """Read numbered rows; ``place`` goes before a number in messages."""
+    """Read numbered rows; ``place`` precedes a number in messages."""
     faults: list[int] = []
     reason = ""
     for number, row in rows:
@@ -112,7 +110,8 @@ def _read_each(rows: Iterable[tuple[int, Any]], read: Callable[[Any], T], malfor
             reason = reason or str(error)
             faults.append(number)
         else:
+            # Outside the try: errors of the consumer are not the row's.
             yield value
     if faults:
-        shown = ", ".join(map(str, faults[:SHOWN])) + (", ..." if len(faults) > SHOWN else "")
+        shown = ", ".join(map(str, faults[:WARNED_ROWS])) + (", ..." if len(faults) > WARNED_ROWS else "")
         rank_zero_warn(f"{place} {shown}: left out {len(faults)} malformed; the first: {reason}")

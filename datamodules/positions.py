@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from lit_rl.options import check_least
 from lit_rl.text.token_bytes import write_pieces
 from lit_rl.text.windows import Windows
 from lit_rl.types import Sample
@@ -17,45 +18,41 @@ from lit_rl.types import Sample
 
 @dataclass(frozen=True)
 class PositionSpec:
-    """Which positions of a text become samples of next-token reasoning."""
+    """Positions of texts that become samples of next-token reasoning."""
 
     labels_length: int = 1
-    """Tokens of what follows that are kept with a position: predictions up to that many tokens can be right."""
+    """Following tokens that are kept with a position: a prediction of up to that many tokens can be right."""
     eval_positions: int = 512
     """Positions of the validation set and of the test set, evenly spread; 0 takes all of them."""
 
     def __post_init__(self) -> None:
-        if self.labels_length < 1 or self.eval_positions < 0:
-            raise ValueError(
-                f"data.positions: labels_length is {self.labels_length} and eval_positions {self.eval_positions}; "
-                "write 1 or more and 0 or more."
-            )
+        check_least(self, "data.positions", labels_length=1, eval_positions=0)
 
 
 class Positions(Dataset[Sample]):
-    """Targets of windows as samples; a position's number is that of its target among all of them.
+    """Targets of windows as samples, numbered among all targets.
 
     Args:
-        windows: where the targets are.
+        windows: windows of the texts.
         pieces: bytes of every token id (`lit_rl.text.token_bytes.token_bytes`).
-        labels_length: tokens of what follows to keep.
+        labels_length: following tokens to keep.
     """
 
     def __init__(self, windows: Windows, pieces: list[bytes], labels_length: int) -> None:
         self.windows, self.pieces, self.labels_length = windows, pieces, labels_length
         self.places: NDArray[np.integer] = np.arange(windows.num_targets)
         self.entropies: NDArray[np.floating] | None = None
-        """(windows.num_targets) nats of each target by a proxy model, NaN where it was not asked."""
+        """(windows.num_targets) nats of each target by a proxy model, NaN if the model did not compute it."""
 
     def __len__(self) -> int:
         return len(self.places)
 
     def keep(self, targets: NDArray[np.bool_]) -> None:
-        """Leave only those positions whose target is True in (windows.num_targets)."""
+        """Keep only positions whose target is True in (windows.num_targets)."""
         self.places = self.places[targets[self.places]]
 
     def thin_out(self, count: int) -> None:
-        """Leave ``count`` positions, evenly spread; 0 leaves all."""
+        """Keep ``count`` positions, evenly spread; 0 keeps all."""
         if 0 < count < len(self):
             self.places = self.places[np.arange(count) * len(self) // count]
 
@@ -70,11 +67,11 @@ class Positions(Dataset[Sample]):
 
 
 class WindowSamples(Dataset[Sample]):
-    """Whole windows as samples for supervised training: their context, and all that is to be predicted.
+    """Whole windows as samples for supervised training: their context and all their targets.
 
     Args:
         windows: the windows.
-        end: the end token, put behind the last window of each document.
+        end: the end token, which follows the last window of each document.
     """
 
     def __init__(self, windows: Windows, end: int) -> None:
@@ -90,11 +87,17 @@ class WindowSamples(Dataset[Sample]):
         return Sample("", "", "", index, windows.ids[start:first].tolist(), target)
 
 
-def positions_of_samples(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, pieces: list[bytes], labels_length: int
-) -> Positions:
-    """Every position inside the completions of whole samples."""
-    kept = [sample for sample in samples if sample.completion]
+def windows_of_samples(name: str, samples: Dataset[Sample], tokenizer: PreTrainedTokenizerBase) -> Windows:
+    """A window per sample with a completion: the prompt is context, every token of the completion a target.
+
+    Args:
+        name: name of the set, for the log.
+        samples: whole samples.
+        tokenizer: the policy's tokenizer.
+    """
+    whole = list(samples)  # type: ignore[call-overload]
+    rank_zero_info(f"data.{name}: {len(whole):,} samples are tokenized into positions")
+    kept = [sample for sample in whole if sample.completion]
     prompts = tokenizer([sample.prompt for sample in kept], add_special_tokens=False)["input_ids"]
     completions = tokenizer([sample.completion for sample in kept], add_special_tokens=False)["input_ids"]
-    return Positions(Windows.of_documents(prompts, completions), pieces, labels_length)
+    return Windows.of_documents(prompts, completions)

@@ -1,4 +1,4 @@
-r"""Demonstrations of reasoning before a prediction, on arithmetic: what a model learns before RPT can improve it.
+r"""Demonstrations of reasoning before a prediction, on arithmetic: a model learns from them before RPT can improve it.
 
     plain      <bos><big>57+68<answer>                     125
     reasoned   <bos><big>57+68<answer>1<think>             521</think>\boxed{25}
@@ -21,11 +21,11 @@ from .arithmetic import Arithmetic
 
 
 class Demonstrations(Dataset[Sample]):
-    """Problems, of which a share is asked in the middle of the result; each is a function of the problem alone.
+    """Problems, a share of them asked in the middle of the result; a problem alone decides how it is asked.
 
     Args:
         problems: whole problems without scratchpad.
-        share: of problems that become demonstrations.
+        share: share of the problems that become demonstrations.
     """
 
     def __init__(self, problems: Sequence[Sample] | Dataset[Sample], share: float) -> None:
@@ -36,6 +36,7 @@ class Demonstrations(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.problems[index]
+        # Drawn from the prompt: the problem is asked alike in every worker and after a restart.
         return demonstrate(sample) if Random(f"{sample.prompt}/kind").random() < self.share else sample
 
 
@@ -53,11 +54,11 @@ def demonstrate(sample: Sample) -> Sample:
 class ReasonedArithmetic(Arithmetic):
     """Plain problems and demonstrations of reasoning, mixed, for SFT; evaluation asks for reasoning alone.
 
-    The options are those of `Arithmetic`.
+    The options are `Arithmetic`'s.
     """
 
     share = 0.5
-    """Of demonstrations among the training samples."""
+    """Share of demonstrations among the training samples."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -1,15 +1,13 @@
 """A corpus as one long array of token ids on disk: tokenized once, memory-mapped ever after.
 
-Text is read, tokenized and written in pieces, so that a corpus may be larger than memory, and the cache takes its final name
-only when it is whole.
+Text is read, tokenized and written in pieces, so that a corpus may be larger than memory. The cache takes its final name only
+when it is whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +17,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-PIECE = 2**20
-"""Bytes of text that are tokenized at a time."""
+from lit_rl.files import new_folder
+from lit_rl.options import first_line
+
+BATCH_CHARACTERS = 2**20
+"""Characters of text that are tokenized at a time."""
 
 
 class Piece(NamedTuple):
@@ -28,11 +29,11 @@ class Piece(NamedTuple):
 
     text: str
     last: bool
-    """Whether the document ends with it."""
+    """The document ends with this piece."""
     done: float
-    """Share of the corpus that is read with it, from 0 to 1."""
+    """Share of the corpus that is read after this piece, from 0 to 1."""
     place: str
-    """Where it stands, for an error message."""
+    """Name of the piece in an error message."""
 
 
 class TokenCache(NamedTuple):
@@ -41,20 +42,20 @@ class TokenCache(NamedTuple):
     ids: NDArray[np.unsignedinteger]
     """(M) token ids."""
     ends: NDArray[np.int64]
-    """(D) behind the last token of each document."""
+    """(D) place after the last token of each document."""
     hashes: NDArray[np.uint64]
-    """(D) the first 64 bits of each document's hash: equal texts have equal ones, in any run."""
+    """(D) first 64 bits of each document's hash: equal for equal texts, in any run."""
 
 
 def cache_key(source: Any, tokenizer: Any) -> str:
-    """A name for what this tokenizer makes of this source (anything that JSON holds)."""
+    """Name of a source's tokens under a tokenizer; the source is anything that JSON holds."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(json.dumps([source, vocabulary]).encode()).hexdigest()[:24]
 
 
 def read_cache(folder: Path) -> TokenCache:
-    """Open what `write_cache` wrote."""
+    """Open the cache that `write_cache` wrote."""
     (file,) = folder.glob("ids.*")
     ends, hashes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ends", "hashes"))
     return TokenCache(np.memmap(file, dtype=file.suffix[1:], mode="r"), ends, hashes)
@@ -64,23 +65,18 @@ def write_cache(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> None:
     """Tokenize a corpus into a folder, with a progress bar; a folder that exists is left as it is.
 
     Raises:
-        ValueError: where the tokenizer cannot encode a text, or there is none.
+        ValueError: if the tokenizer cannot encode a text, or there is no text.
     """
     if folder.is_dir():
         return
-    new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
-    new.mkdir(parents=True)
-    try:
+    # Another process may finish first, and others may have its cache open.
+    with new_folder(folder, keep_existing=True) as new:
         tokens = _write(new, pieces, tokenizer)
-        if not folder.is_dir():  # another process may have been faster
-            new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     rank_zero_info(f"Corpus: {tokens:,} tokens in {folder}")
 
 
 def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> int:
-    """Fill the three files of a cache; how many tokens they hold."""
+    """Fill the three files of a cache, and return the number of tokens."""
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
     ends: list[int] = []
     hashes: list[int] = []
@@ -105,13 +101,13 @@ def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> int:
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces of about `PIECE` characters together, which a tokenizer works on in parallel."""
+    """Batches of pieces, of about `BATCH_CHARACTERS` each, which a tokenizer works on in parallel."""
     batch: list[Piece] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
         size += len(piece.text)
-        if size >= PIECE:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -122,9 +118,9 @@ def _encode(batch: list[Piece], tokenizer: Any) -> list[list[int]]:
     try:
         encoded = tokenizer([piece.text for piece in batch], add_special_tokens=False, verbose=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
-        reason = str(error).split("\n")[0]
         places = batch[0].place if len(batch) == 1 else f"{batch[0].place} to {batch[-1].place}"
         raise ValueError(
-            f"data.path: {places}: the tokenizer cannot encode this text ({reason}); use one that knows its characters."
+            f"data.path: {places}: the tokenizer cannot encode this text ({first_line(error)}); "
+            "use one that knows its characters."
         ) from error
     return encoded["input_ids"]

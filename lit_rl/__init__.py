@@ -1,1 +1,1 @@
-"""Reinforcement learning for language models in which everything is a Lightning part."""
+"""Reinforcement learning for language models on PyTorch Lightning."""

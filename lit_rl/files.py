@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole: a crash or a full disk leaves the old ones as they were."""
+"""Files and folders that are replaced whole: a crash or a full disk leaves the old version as it was."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the place of ``path`` if the block ends without an error."""
+def new_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the place of ``path`` if the block ends without an error.
+
+    Args:
+        path: the folder's name.
+        keep_existing: a folder that exists when the block ends stays, and the new one is dropped.
+    """
     new, old = _beside(path, "new"), _beside(path, "old")
     new.mkdir(parents=True)
     try:
         yield new
+        if path.exists() and keep_existing:
+            return
         if path.exists():
             path.rename(old)
         new.rename(path)
@@ -43,5 +50,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    """A name of this process's own beside a path."""
+    """A path beside another, named after this process."""
     return path.with_name(f"{path.name}.{kind}-{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Groups of rows: values of rows that are compared with each other, whatever the sizes of the groups.
+"""Groups of rows: values that are compared with each other, in groups of any size.
 
 ``group`` is (N), the number of each row's group, from 0 without gaps. Functions get the groups of one size at a time as a table
 (n, size, ...), so that arithmetic within groups needs no padding.
@@ -6,22 +6,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
+def rows_of(group: Tensor) -> Sequence[Tensor]:
+    """Row numbers of each group, in ascending order.
+
+    Example: group 0 1 0 1 1 gives [0, 2] and [1, 3, 4].
+    """
+    return torch.split(group.argsort(stable=True), group.bincount().tolist())
+
+
 def group_tables(group: Tensor) -> list[Tensor]:
     """Row numbers of all groups: a (n, size) table for each size that groups have, groups in ascending order.
 
-    Example: group 0 0 1 1 2 gives [[0, 1], [2, 3]] and [[4]].
+    Example: group 0 0 1 1 2 gives [[4]] and [[0, 1], [2, 3]].
     """
-    order, sizes = group.argsort(stable=True), group.bincount()
-    starts = sizes.cumsum(0) - sizes
-    return [
-        order[starts[sizes == size, None] + torch.arange(size, device=group.device)] for size in sizes.unique().tolist() if size
-    ]
+    by_size: dict[int, list[Tensor]] = {}
+    for rows in rows_of(group):
+        by_size.setdefault(len(rows), []).append(rows)
+    return [torch.stack(by_size[size]) for size in sorted(by_size) if size]
 
 
 def per_group(group: Tensor, values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two hooks that reinforcement learning adds to Lightning's callbacks."""
+"""Hooks that reinforcement learning adds to Lightning's callbacks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lit_rl.types import PromptBatch
 
 
 class RolloutCallback(Callback):
-    """A callback that may change what goes into a rollout and what comes out of it.
+    """Callback that may change the prompts of a rollout and its scored completions.
 
-    It gets data as an argument and returns it, changed or not. What it must remember belongs into its ``state_dict``.
-    Both hooks run on every rank; each rank must return as many rows as every other.
+    A hook gets data as an argument and returns the data, changed or not. State that outlives a hook belongs into
+    ``state_dict``. Both hooks run on every rank, and all ranks must return equally many rows.
     """
 
     def on_rollout_start(self, trainer: pl.Trainer, module: pl.LightningModule, prompts: PromptBatch) -> PromptBatch:

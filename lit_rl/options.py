@@ -1,4 +1,4 @@
-"""Options checked at the door, for those who come from Python and not through the command line."""
+"""Checks of options in constructors, for callers from Python whom the command line does not check."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any, get_args
 
 def check_choice(option: str, value: Any, choices: Any) -> None:
     """Refuse a value that is not among the names of a ``Literal``.
+
+    Args:
+        option: name of the option in the message.
+        value: the value given.
+        choices: the ``Literal``.
 
     Raises:
         ValueError: with the names.
@@ -34,5 +39,5 @@ def check_least(owner: object, prefix: str, **least: float) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, to be quoted in one of ours."""
+    """First line of an error's message, to quote in another."""
     return str(error).strip().split("\n")[0]

@@ -1,4 +1,4 @@
-"""The state of torch's global generators, which dropout and weight initialisation draw from."""
+"""State of torch's global generators, which dropout and weight initialisation draw from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def generator_state() -> dict[str, Tensor]:
-    """The state of this process's CPU generator, and of its current GPU's where there is one."""
+    """State of this process's CPU generator, and of the current GPU's generator if there is a GPU."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -18,7 +18,7 @@ def generator_state() -> dict[str, Tensor]:
 
 
 def set_generator_state(state: dict[str, Tensor]) -> None:
-    """Continue from a saved state."""
+    """Continue from a `generator_state`."""
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,4 +1,4 @@
-"""Rollouts: sampled completions of some prompts, with all that the learner needs to score them again.
+"""Rollouts: sampled completions of prompts, with all that the learner needs to score them again.
 
 Shapes are named in :mod:`lit_rl.types`.
 """
@@ -6,84 +6,85 @@ Shapes are named in :mod:`lit_rl.types`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lit_rl.groups import per_group, within_groups
+from lit_rl.fields import field, fields_of
+from lit_rl.groups import per_group, rows_of, within_groups
 from lit_rl.support import Support, join_rows
 from lit_rl.types import PromptBatch, Sample
 
 PerRow: TypeAlias = Tensor
 """(N), one value for each row."""
 PerToken: TypeAlias = Tensor
-"""(N, T), one value for each token, 0 after a row's end."""
+"""(N, T), one value for each token; 0 after a row's end."""
 
 
 class Rollouts:
-    """Sampled completions of some prompts, one row each.
+    """Sampled completions of prompts, one row each.
 
-    Rows of one ``group`` are compared with each other. A group usually holds the completions of one prompt; it may hold
-    those of several prompts, and groups may differ in size.
+    Rows of one ``group`` are compared with each other. A group usually holds the completions of one prompt; it may hold the
+    completions of several prompts, and groups may differ in size. All rows of a prompt are in one group.
 
-    The fields below are given by keyword. Those with a default need not be given; one of a later phase (reference, critic)
-    that was not given raises an AttributeError when it is read, and `has` tells whether it is there.
+    The fields below are given by keyword. A field without default raises an AttributeError if it is read before it is filled;
+    `has` tells whether it is filled.
 
     Args:
         prompts: the P prompts.
         texts: N decoded completions, special tokens written out, without the end token.
         support: tokens that top-k and top-p kept; None without them.
         parts: named parts of the reward, each (N) float32.
-        fields: tensors by name, as declared below.
+        fields: tensors by name, as declared below; None leaves a field as if it was not given.
 
     Raises:
-        TypeError: for a field that is not declared, or a missing one without default.
+        TypeError: if a field is not declared, or a required field is missing.
     """
 
-    # Sampling.
-    completion_ids: PerToken
+    # Sampling. At tokens that were not sampled, log-probabilities and entropies are finite numbers without meaning.
+    completion_ids: PerToken = field(required=True)
     """Token ids, right-padded."""
-    lengths: PerRow
+    lengths: PerRow = field(required=True)
     """Tokens of each row, the end token among them."""
-    truncated: PerRow
+    truncated: PerRow = field(required=True)
     """bool, True if the row ran into its limit before an end token."""
-    logprobs: PerToken
+    logprobs: PerToken = field(required=True)
     """float32, log-probability of each sampled token under the distribution that it was drawn from."""
-    entropies: PerToken
+    entropies: PerToken = field(required=True)
     """float32, entropy of that distribution in nats."""
-    temperature: PerRow
+    temperature: PerRow = field(required=True)
     """float32, sampling temperature."""
-    prompt: PerRow
+    prompt: PerRow = field(default=lambda rows: _in_order(len(rows), len(rows.prompts), rows.lengths.device))
     """Number of the prompt that each row continues; default: the same number of rows for each prompt, in order."""
-    group: PerRow
-    """Number of the group that each row belongs to, from 0 without gaps; default: one group for each prompt."""
-    sampled: PerToken
+    group: PerRow = field(default=lambda rows: rows.prompt)
+    """Number of each row's group, from 0 without gaps; default: one group for each prompt."""
+    sampled: PerToken = field(default=lambda rows: rows.mask)
     """bool, True at tokens that the policy sampled, False at tokens written by others (tool output) and after the end;
     default: all tokens of a row."""
-    multiplicity: PerRow
+    multiplicity: PerRow = field(default=lambda rows: torch.ones_like(rows.temperature))
     """float32, number of equal rows that a row stands for (`merge_duplicates`); default 1."""
 
     # Reward.
-    rewards: PerRow
+    rewards: PerRow = field(default=lambda rows: torch.zeros_like(rows.temperature))
     """float32; default 0."""
-    in_loss: PerRow
+    in_loss: PerRow = field(default=lambda rows: torch.ones_like(rows.truncated))
     """bool, False if the whole row is left out of the loss; default True."""
-    gradient_mask: PerToken
-    """bool, True at tokens that carry the policy gradient; absent if all do."""
+    gradient_mask: PerToken = field()
+    """bool, True at tokens that carry the policy gradient; unfilled if all do."""
 
     # Reference and learner, before the first step on the rollout.
-    ref_logprobs: PerToken
+    ref_logprobs: PerToken = field()
     """float32, log-probabilities under the reference policy."""
-    old_logprobs: PerToken
+    old_logprobs: PerToken = field()
     """float32, log-probabilities under the learner itself."""
 
     # Advantages, and the critic's part in them.
-    advantages: PerToken
+    advantages: PerToken = field(default=lambda rows: torch.zeros_like(rows.logprobs))
     """float32; default 0."""
-    values: PerToken
+    values: PerToken = field()
     """float32, return expected by the critic before each token."""
-    returns: PerToken
+    returns: PerToken = field()
     """float32, target of the critic."""
 
     def __init__(
@@ -95,37 +96,30 @@ class Rollouts:
         parts: dict[str, Tensor] | None = None,
         **fields: Tensor | None,
     ) -> None:
-        if unknown := fields.keys() - set(FIELDS):
-            raise TypeError(f"Rollouts have no field {', '.join(sorted(unknown))}; known are {', '.join(FIELDS)}.")
-        if missing := REQUIRED - fields.keys():
+        given = {name: value for name, value in fields.items() if value is not None}
+        declared = fields_of(type(self))
+        if unknown := given.keys() - declared.keys():
+            raise TypeError(f"Rollouts have no field {', '.join(sorted(unknown))}; known are {', '.join(declared)}.")
+        if missing := {name for name, each in declared.items() if each.required} - given.keys():
             raise TypeError(f"Rollouts need {', '.join(sorted(missing))}.")
-        self.prompts, self.texts, self.support, self.parts = prompts, list(texts), support, dict(parts or {})
-        for name, value in fields.items():
-            if value is not None:
-                setattr(self, name, value)
-        for name, default in DEFAULTS.items():
-            if not self.has(name):
-                setattr(self, name, default(self))
-
-    if not TYPE_CHECKING:  # a type checker would take it to allow every name
-
-        def __getattr__(self, name: str) -> NoReturn:
-            unfilled = name in FIELDS
-            raise AttributeError(
-                f"these rollouts have no {name}" + (": nothing has filled the field yet." if unfilled else ".")
-            )
+        self.prompts = prompts
+        self.texts, self.support, self.parts = list(texts), support, dict(parts or {})
+        vars(self).update(given)
+        for name, each in declared.items():
+            if each.default and name not in given:
+                setattr(self, name, each.default(self))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def has(self, field: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether a field is filled."""
-        return field in self.__dict__
+        return name in vars(self)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Filled fields by name."""
-        return {name: self.__dict__[name] for name in FIELDS if name in self.__dict__}
+        return {name: vars(self)[name] for name in fields_of(type(self)) if self.has(name)}
 
     # --- masks and groups ----------------------------------------------------------------------------------------
 
@@ -148,7 +142,7 @@ class Rollouts:
     def rows_per_prompt(self) -> int | None:
         """Rows of each prompt, if all prompts have as many and rows stand in the order of prompts; else None."""
         size, rest = divmod(len(self), max(len(self.prompts), 1))
-        in_order = not rest and torch.equal(self.prompt, _in_order(len(self.prompts), size, self.prompt.device))
+        in_order = not rest and torch.equal(self.prompt, _in_order(len(self), len(self.prompts), self.prompt.device))
         return size if in_order else None
 
     @property
@@ -171,36 +165,37 @@ class Rollouts:
 
     # --- selecting and joining -----------------------------------------------------------------------------------
 
-    def to(self, device: torch.device | str) -> Rollouts:
+    def to(self, device: torch.device | str) -> Self:
         moved = {name: value.to(device) for name, value in self.tensors.items()}
         parts = {name: value.to(device) for name, value in self.parts.items()}
         support = self.support.to(device) if self.support else None
-        return Rollouts(self.prompts.to(device), texts=self.texts, support=support, parts=parts, **moved)
+        return type(self)(self.prompts.to(device), texts=self.texts, support=support, parts=parts, **moved)
 
     def rows_of(self, groups: Sequence[int]) -> Tensor:
         """Numbers of the rows of the given groups, one group after another: a 1-D index tensor."""
-        by_group = self.group.argsort(stable=True).split(self.group.bincount().tolist())
+        by_group = rows_of(self.group)
         return torch.cat([by_group[number] for number in groups])
 
-    def select(self, groups: Sequence[int]) -> Rollouts:
+    def select(self, groups: Sequence[int]) -> Self:
         """The given groups in the given order, cut to the longest completion among them, with the prompts that they need."""
-        rows = self.rows_of(groups)
+        by_group = rows_of(self.group)
+        rows = torch.cat([by_group[number] for number in groups])
         needed = list(dict.fromkeys(self.prompt[rows].tolist()))
         picked = self._rows(rows, self.prompts.select(needed))
         place = torch.zeros(len(self.prompts), dtype=torch.long, device=rows.device)
         place[needed] = torch.arange(len(needed), device=rows.device)
         picked.prompt = place[self.prompt[rows]]
-        picked.group = self.group[rows].unique_consecutive(return_inverse=True)[1]
+        picked.group = torch.cat([torch.full_like(by_group[number], place) for place, number in enumerate(groups)])
         return picked
 
     @classmethod
-    def join(cls, rollouts: Sequence[Rollouts]) -> Rollouts:
+    def join(cls, rollouts: Sequence[Self]) -> Self:
         """The groups of several rollouts, one rollout after another.
 
-        Prompts are padded on the left to the widest of them, values per token on the right.
+        Prompts are padded on the left to the widest, values per token on the right.
 
         Raises:
-            ValueError: if an optional field is filled in some of them only.
+            ValueError: if an optional field is filled in some of the rollouts only.
         """
         filled = [each._filled() for each in rollouts]
         missing = {name for names in filled for name in names if not all(name in others for others in filled)}
@@ -223,7 +218,7 @@ class Rollouts:
         others = {"support": self.support, "texts": self.texts}
         return {*self.tensors, *self.parts, *(name for name, value in others.items() if value)}
 
-    def merge_duplicates(self) -> Rollouts:
+    def merge_duplicates(self) -> Self:
         """One row for rows that are equal in every field.
 
         Weighted by ``multiplicity``, the rows left have the same loss and gradient as all rows.
@@ -233,7 +228,7 @@ class Rollouts:
             if name != "multiplicity":
                 table = value if value.dim() == 2 else value[:, None]
                 columns.append(table.view(torch.int32) if table.dtype == torch.float32 else table)  # floats by their bits
-        _, same, counts = torch.cat(columns, dim=1).unique(dim=0, return_inverse=True, return_counts=True)
+        _, same, counts = torch.unique(torch.cat(columns, dim=1), dim=0, return_inverse=True, return_counts=True)
         place = torch.arange(len(self), device=same.device)
         first = torch.full_like(counts, len(self)).scatter_reduce(0, same, place, "amin")
         rows, order = first.sort()
@@ -241,11 +236,11 @@ class Rollouts:
         merged.multiplicity = torch.zeros_like(self.multiplicity[: len(counts)]).index_add(0, same, self.multiplicity)[order]
         return merged
 
-    def _rows(self, rows: Tensor, prompts: PromptBatch) -> Rollouts:
+    def _rows(self, rows: Tensor, prompts: PromptBatch) -> Self:
         """The given rows, cut to the longest of them."""
         width = int(self.lengths[rows].max()) if len(rows) else 0
         picked = {name: value[rows, :width] if value.dim() == 2 else value[rows] for name, value in self.tensors.items()}
-        return Rollouts(
+        return type(self)(
             prompts,
             texts=[self.texts[row] for row in rows.tolist()] if self.texts else (),
             support=self.support.select(rows, width) if self.support else None,
@@ -266,8 +261,8 @@ class Rollouts:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Rollouts:
-        """Rollouts from what `state_dict` gave."""
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Rollouts from a `state_dict`."""
         return cls(
             PromptBatch.from_state(state["prompts"]),
             texts=state["texts"],
@@ -277,30 +272,12 @@ class Rollouts:
         )
 
 
-FIELDS = tuple(Rollouts.__annotations__)
-"""Names of all fields, as `Rollouts` declares them."""
-
-DEFAULTS: dict[str, Callable[[Rollouts], Tensor]] = {
-    "prompt": lambda rows: _in_order(len(rows.prompts), len(rows) // max(len(rows.prompts), 1), rows.lengths.device),
-    "group": lambda rows: rows.prompt,
-    "sampled": lambda rows: rows.mask,
-    "multiplicity": lambda rows: torch.ones_like(rows.temperature),
-    "rewards": lambda rows: torch.zeros_like(rows.temperature),
-    "in_loss": lambda rows: torch.ones_like(rows.truncated),
-    "advantages": lambda rows: torch.zeros_like(rows.logprobs),
-}
-"""Values of fields that were not given."""
-
-REQUIRED = {"completion_ids", "lengths", "truncated", "logprobs", "entropies", "temperature"}
-"""Fields that a sampler must give."""
-
-
 def _join_numbers(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
     """Numbers (n) of several rollouts as one (N); each comes with the count of things that it numbers."""
     counts = [count for _, count in parts]
     return torch.cat([numbers + sum(counts[:place]) for place, (numbers, _) in enumerate(parts)])
 
 
-def _in_order(prompts: int, size: int, device: torch.device) -> Tensor:
-    """Prompt numbers of ``size`` rows for each prompt, one prompt after another."""
-    return torch.arange(prompts, device=device).repeat_interleave(size)
+def _in_order(rows: int, prompts: int, device: torch.device) -> Tensor:
+    """(N) prompt numbers of rows that belong to the prompts in order, as many to each."""
+    return torch.arange(prompts, device=device).repeat_interleave(rows // max(prompts, 1))

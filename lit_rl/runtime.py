@@ -1,6 +1,6 @@
 """Runtime: the part of a Trainer that code outside ``training_step`` needs.
 
-Training streams, collectors, rewards and evaluation get it instead of the module or the Trainer.
+Training streams, collectors, rewards and evaluation get a runtime instead of the module or the Trainer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Runtime:
 
     @property
     def position(self) -> int:
-        """Micro-batches of this epoch that are done; Lightning saves and restores the count."""
+        """Finished micro-batches of this epoch; Lightning saves and restores the count."""
         return self._trainer.fit_loop.batch_idx + 1
 
     @property

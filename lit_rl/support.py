@@ -1,4 +1,4 @@
-"""Support of sampled tokens: which tokens top-k and top-p left to choose from.
+"""Support of sampled tokens: the tokens that top-k and top-p left to choose from.
 
 Shapes are named in :mod:`lit_rl.types`.
 """
@@ -13,18 +13,18 @@ from torch.nn.functional import pad
 
 
 class Support:
-    """Tokens that top-k and top-p left to choose from at every sampled position; ragged, stored flat.
+    """Tokens that top-k and top-p kept at every sampled position; ragged, stored flat.
 
     Args:
         ids: (K) int32, kept token ids of all positions one after another, rows first.
-        counts: (N, T) int32, kept tokens of each position; 0 where nothing was sampled.
+        counts: (N, T) int32, kept tokens of each position; 0 at tokens that were not sampled.
     """
 
     def __init__(self, ids: Tensor, counts: Tensor) -> None:
         self.ids, self.counts = ids, counts
 
     def select(self, rows: Tensor, width: int) -> Support:
-        """The given rows (1-D index tensor), cut to ``width`` tokens; the tokens cut off have no kept ids."""
+        """The given rows (1-D index tensor), cut to ``width`` tokens; tokens after it must have no kept ids."""
         per_row = self.counts.sum(1)
         ends = per_row.cumsum(0).tolist()
         starts = [end - size for end, size in zip(ends, per_row.tolist(), strict=True)]
@@ -41,7 +41,7 @@ class Support:
 
 
 def join_rows(values: Sequence[Tensor]) -> Tensor:
-    """(n) tensors, or (n, T) ones of several widths padded with zeros on the right, as one."""
+    """(n) tensors, or (n, T) tensors of several widths with zeros added on the right, as one."""
     if values[0].dim() == 1:
         return torch.cat(list(values))
     width = max(value.shape[1] for value in values)

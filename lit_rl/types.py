@@ -1,12 +1,12 @@
-"""The data that flows through a run, and the one legend of its shapes.
+"""Data that flows through a run, and the legend of its shapes.
 
     P  prompts                          L  prompt tokens, left-padded
-    G  samples per prompt (a group)     T  completion tokens, right-padded
-    N  rows = P * G, row p * G + g      S  tokens of prompt and completion together
+    G  completions per prompt           T  completion tokens, right-padded
+    N  rows, usually P * G              S  tokens of prompt and completion together
     V  vocabulary                       H  hidden width
 
-A mask is True where a token counts. These are plain classes with a ``to`` method and no dataclasses: Lightning casts
-every float tensor inside a dataclass to the run's precision (under ``bf16-true`` a reward of 1001 became 1000).
+A mask is True at tokens that count. Batches are plain classes with a ``to`` method, not dataclasses: Lightning casts every
+float tensor inside a dataclass to the run's precision (``bf16-true`` turns a reward of 1001 into 1000).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Sample(NamedTuple):
     """
 
     prompt: str
-    """What the model is given, special tokens written out."""
+    """Text that the model is given, special tokens written out."""
     completion: str
-    """A true continuation without the end token, for SFT; empty where the source has none."""
+    """A true continuation without the end token, for SFT; empty if the source has none."""
     reference: str
-    """What a reward compares with: the gold answer."""
+    """Gold answer that a reward compares with."""
     number: int
-    """Its number in its data set; sampling is keyed by it."""
+    """Number in the data set; sampling is keyed by it."""
     context: Sequence[int] = ()
-    """The prompt as token ids, where a text was cut between its own tokens, which ``prompt`` could not say."""
+    """The prompt as token ids, if a text was cut between its own tokens: encoding ``prompt`` might give others."""
     target: Sequence[int] = ()
-    """With ``context``: the token ids that follow it."""
+    """Token ids that follow ``context``."""
     entropy: float | None = None
-    """Entropy of the next token in nats, where a proxy model was asked for it."""
+    """Entropy of the next token in nats, if a proxy model was asked for it."""
 
 
 class TokenScores(NamedTuple):
@@ -53,12 +53,12 @@ class TokenScores(NamedTuple):
 
 
 class PromptBatch:
-    """Prompts ready for the model, with the samples they came from.
+    """Prompts ready for the model, with their samples.
 
     Args:
         ids: (P, L) token ids, left-padded.
         mask: (P, L) bool, True at the prompt's own tokens.
-        completions: P lists of token ids, the samples' true continuations with the end token.
+        completions: P lists of token ids: true continuations, with the end token.
         samples: the P samples.
     """
 
@@ -80,14 +80,14 @@ class PromptBatch:
 
     @property
     def numbers(self) -> list[int]:
-        """The samples' numbers in their data set."""
+        """Numbers of the samples in their data set."""
         return [sample.number for sample in self.samples]
 
     def to(self, device: torch.device | str) -> PromptBatch:
         return PromptBatch(self.ids.to(device), self.mask.to(device), self.completions, self.samples)
 
     def select(self, rows: list[int]) -> PromptBatch:
-        """The given prompts, without padding that no remaining prompt needs."""
+        """The given prompts, without padding that none of them needs."""
         mask = self.mask[rows]
         skip = int((~mask).long().cumprod(1).sum(1).min())
         return PromptBatch(
@@ -104,13 +104,13 @@ class PromptBatch:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> PromptBatch:
-        """A batch from what `state_dict` gave."""
+        """A batch from a `state_dict`."""
         samples = [Sample(*fields) for fields in state["samples"]]
         return cls(state["ids"], state["mask"], state["completions"], samples)
 
     @classmethod
     def join(cls, batches: Sequence[PromptBatch]) -> PromptBatch:
-        """The prompts of several batches one behind another, left-padded to the widest."""
+        """The prompts of several batches, one batch after another, left-padded to the widest."""
         width = max(batch.ids.shape[1] for batch in batches)
         ids, mask = (
             torch.cat([pad(tensor, (width - tensor.shape[1], 0)) for tensor in tensors])
@@ -126,7 +126,7 @@ class TokenBatch:
     Args:
         ids: (N, S) token ids.
         lengths: (N) tokens in each row.
-        target: (N, S) bool, True where predicting the token counts.
+        target: (N, S) bool, True at tokens whose prediction counts.
     """
 
     def __init__(self, ids: Tensor, lengths: Tensor, target: Tensor) -> None:

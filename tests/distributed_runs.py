@@ -1,6 +1,6 @@
-"""Runs of a few optimizer steps that one and two processes must agree on; started by `test_distributed.py`.
+"""Runs of a few optimizer steps that one and two processes must agree on; started by `training/test_distributed.py`.
 
-python distributed_runs.py STRATEGY DEVICES FILE
+python distributed_runs.py FILE runs|long
 """
 
 import functools
@@ -39,14 +39,14 @@ def grpo(dtype="float32", **options):
 
 
 def everything(dtype="float32", **options):
-    """All that takes counts, means or a threshold over all ranks."""
+    """GRPO with all options that take counts, means or a threshold over all ranks."""
     objective = Objective(kl_in="reward", top_entropy=0.5, correction=Correction("truncate"))
     options = {"baseline": "batch", "lm_coef": 0.1, "overlong": Overlong("mask"), "sampler": Sampler(24), **options}
     return grpo(dtype, objective=objective, **options)
 
 
 def ppo(dtype="float32", **options):
-    """With what counts or averages over all ranks."""
+    """PPO with all options that count or average over all ranks."""
     settings = {"policy": tiny_spec(dtype=dtype), "sampler": Sampler(24), "optimizer": ADAM, "evaluation": SHORT}
     settings |= {"reward": Length(), "epochs": 2, "minibatches": 1, "kl_coef": 0.1, "overlong": Overlong("mask")}
     return PPO(**{**settings, **options})
@@ -66,7 +66,6 @@ RUNS = {
         {"max_steps": 4},
     ),
     "grpo with everything": (everything, {"max_steps": 4}),
-    "ppo": (ppo, {"max_steps": 4}),
     "ppo ending rollouts early": (lambda: ppo(epochs=4, target_kl=3e-4), {"max_steps": 6, "val_check_interval": 8}),
     "ppo with a critic warming up": (lambda: ppo(critic_warmup=3), {"max_steps": 4}),
     "ppo with a critic of its own": (lambda: ppo(critic=tiny_spec(), critic_lr=3e-3), {"max_steps": 4}),
@@ -81,13 +80,14 @@ RUNS = {
 LONG_RUNS = {"grpo compiled": (lambda: grpo(policy=tiny_spec(compile=True)), {"max_steps": 4})}
 """Runs that take too long for an ordinary session of tests."""
 
-
 RESUMED = ["grpo", "ppo with a critic warming up", "ppo with a critic of its own"]
 """Runs that are also stopped after two steps and resumed."""
 
+STRATEGIES = ["ddp", "fsdp2"]
+
 
 class Keep(RolloutCallback):
-    """Gradients before clipping, sampled texts, how many tokens they have and the figures of the last step."""
+    """Gradients before clipping, sampled texts, numbers of their tokens and of rollouts, and metrics of the last step."""
 
     def __init__(self):
         self.texts, self.gradients, self.metrics = {}, {}, {}
@@ -113,7 +113,8 @@ class Keep(RolloutCallback):
         self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(skip)}
 
 
-def fit(name, strategy, devices, accumulate=2, callbacks=(), ckpt_path=None, **limits):
+def fit(name, strategy="auto", devices=1, accumulate=2, callbacks=(), ckpt_path=None, **limits):
+    """Outcome of a run, over all ranks."""
     build, options = (RUNS | LONG_RUNS)[name]
     torch.manual_seed(1)
     keep = Keep()
@@ -150,25 +151,27 @@ def fit(name, strategy, devices, accumulate=2, callbacks=(), ckpt_path=None, **l
         "tokens": tokens,
         "metrics": keep.metrics,
         "rollouts": keep.rollouts,
-        "zero": trainer.is_global_zero,
     }
 
 
-def stop_and_resume(name, strategy, devices, folder):
-    """The same run in two halves, with a checkpoint between them."""
-    saver = ModelCheckpoint(folder, "half", every_n_train_steps=2, save_on_train_epoch_end=False)
-    fit(name, strategy, devices, callbacks=[saver], max_steps=2)
-    return fit(name, strategy, devices, ckpt_path=folder / "half.ckpt")
+def two_processes(name, strategy, folder):
+    """Outcome of a run on two processes; a run of `RESUMED` also goes on from its checkpoint after two steps."""
+    if name not in RESUMED:
+        return fit(name, strategy, 2)
+    saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1, save_on_train_epoch_end=False)
+    outcome = fit(name, strategy, 2, callbacks=[saver])
+    resumed = fit(name, strategy, 2, ckpt_path=folder / "step=2.ckpt")
+    return outcome | {"resumed weights": resumed["weights"]}
 
 
 if __name__ == "__main__":
-    strategy, devices, file, which = sys.argv[1:]
-    results = {name: fit(name, strategy, int(devices)) for name in (RUNS if which == "runs" else LONG_RUNS)}
-    for name in RESUMED if which == "runs" else []:
-        folder = Path(file).parent / name
-        results[f"{name}, resumed"] = stop_and_resume(name, strategy, int(devices), folder)
-    if next(iter(results.values())).pop("zero"):
+    file, names = Path(sys.argv[1]), {"runs": RUNS, "long": LONG_RUNS}[sys.argv[2]]
+    results = {
+        strategy: {name: two_processes(name, strategy, file.parent / strategy / name) for name in names}
+        for strategy in STRATEGIES
+    }
+    if torch.distributed.get_rank() == 0:
         torch.save(results, file)
-    # Together and tidily: a process whose peer has gone first may be aborted on its way out.
+    # A process whose peer has left first may be aborted on its way out.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -30,6 +30,12 @@ def real_file(name: str) -> str:
     return str(path)
 
 
+def part_of_real_file(name: str, folder: Path, every: int) -> str:
+    """A file with each ``every``-th line of a real file; without the real file the test is skipped."""
+    lines = Path(real_file(name)).read_text(encoding="utf-8").splitlines()
+    return write_jsonl(folder / name, lines[::every])
+
+
 def write_jsonl(path: Path, rows: list) -> str:
     """One row a line; a text is written as it is."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
@@ -62,7 +68,7 @@ def math_spec(tokenizer: str):
 
 
 def attached(data, tokenizer: str):
-    """The data module as it is in a fit."""
+    """The data module as it is in a fit; ``tokenizer`` is a name or a folder."""
     data.trainer = quiet_trainer(".")
     module = SFT(math_spec(tokenizer))
     data.trainer.strategy.connect(module)
@@ -73,7 +79,7 @@ def attached(data, tokenizer: str):
 
 
 def train_and_test(folder: Path, data, tokenizer: str, reward, algorithm) -> dict[str, float]:
-    """Three steps, then the test set; the last figures of training."""
+    """Three steps, then the test set; the last metrics of training."""
     options = {"optimizer": MOVING, "evaluation": Evaluation(max_new_tokens=4, correct=reward)}
     if algorithm is GRPO:
         options |= {"reward": reward, "group_size": 2, "sampler": Sampler(max_new_tokens=8)}
@@ -83,7 +89,7 @@ def train_and_test(folder: Path, data, tokenizer: str, reward, algorithm) -> dic
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert trainer.global_step == 3
     assert set(trainer.test(module, data, verbose=False)[0]) >= {"test/accuracy"}
-    return figures
+    return metrics
 
 
 def text_of_positions(positions, document: int) -> tuple[bytes, bytes]:

@@ -1,6 +1,8 @@
 """Runs that are stopped and resumed, and the comparison of their ends."""
 
 import functools
+import os
+import signal
 
 import torch
 from conftest import TINY, quiet_trainer, tiny_data, tiny_spec
@@ -19,22 +21,22 @@ STEPS = 12
 
 
 class Stopped(Exception):
-    """Stands for the process that dies."""
+    """Stands for a process that dies."""
 
 
-class Texts(Callback):
-    """Sampled texts by optimizer step."""
+class Seen(Callback):
+    """Numbers of the prompts and sampled texts by optimizer step."""
 
     def __init__(self):
         self.by_step = {}
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if isinstance(batch.rows, Rollouts):
-            self.by_step.setdefault(trainer.global_step, []).append(batch.rows.texts)
+            self.by_step.setdefault(trainer.global_step, []).append((batch.rows.prompts.numbers, batch.rows.texts))
 
 
 class Logged(Logger):
-    """What was logged, by step, but for how long it took."""
+    """Logged metrics by step, except times and speeds."""
 
     name, version = "metrics", 0
 
@@ -51,7 +53,7 @@ class Logged(Logger):
 
 
 class Stopper(Callback):
-    """Dies before the first micro-batch behind a step: its checkpoint has been written by then."""
+    """Dies before the first micro-batch after a step, when the checkpoint of the step has been written."""
 
     def __init__(self, step):
         self.step = step
@@ -59,6 +61,17 @@ class Stopper(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == self.step:
             raise Stopped
+
+
+class Killed(Callback):
+    """Kills its process while the checkpoint of a step is made, before anything of it is on disk."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def sft():
@@ -75,7 +88,6 @@ def grpo():
     return GRPO(
         tiny_spec(),
         sampler=Sampler(max_new_tokens=4),
-        reward=None,
         optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
         schedule=Schedule("cosine", warmup_steps=2),
         evaluation=Evaluation(max_new_tokens=4, samples=2),
@@ -126,32 +138,23 @@ class Guess(Reward):
 
 
 def run(build, folder, epoch_size, callbacks=(), ckpt_path=None, data=None, **options):
+    """Module, Trainer, and what was sampled and logged by step."""
     torch.manual_seed(1)
-    texts, metrics, module = Texts(), Logged(), build()
-    trainer = quiet_trainer(
-        folder,
-        max_steps=STEPS,
-        enable_checkpointing=True,
-        logger=metrics,
-        gradient_clip_val=1.0,
-        callbacks=[texts, *callbacks],
-        **options,
-    )
+    seen, metrics, module = Seen(), Logged(), build()
+    settings = {"max_steps": STEPS, "enable_checkpointing": True, "gradient_clip_val": 1.0, **options}
+    trainer = quiet_trainer(folder, logger=metrics, callbacks=[seen, *callbacks], **settings)
     trainer.fit(module, data or tiny_data(epoch_size=epoch_size), ckpt_path=ckpt_path)
-    return module, trainer, texts.by_step, metrics.by_step
+    return module, trainer, seen.by_step, metrics.by_step
 
 
 def assert_same_end(whole, resumed, first_step):
-    module, trainer, texts, metrics = whole
-    other, other_trainer, other_texts, other_figures = resumed
+    module, trainer, sampled, metrics = whole
+    other, other_trainer, other_sampled, other_metrics = resumed
     assert trainer.global_step == other_trainer.global_step == STEPS
     for (name, value), other_value in zip(module.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(value, other_value), name
     states = trainer.optimizers[0].state_dict(), other_trainer.optimizers[0].state_dict()
     assert str(states[0]) == str(states[1])
     for step in range(first_step, STEPS):
-        assert metrics[step] == other_figures[step], step
-        assert texts.get(step) == other_texts.get(step), step
-
-
-# (stop after, epoch size in prompts): SFT takes a step per 8 prompts, GRPO four.
+        assert metrics[step] == other_metrics[step], step
+        assert sampled.get(step) == other_sampled.get(step), step

@@ -1,6 +1,6 @@
-"""What a critic is for, as the papers write it: one token after another, in float64 numbers and lists.
+"""Rewards of tokens, GAE and the critic's loss as the papers write them: one token after another, in numbers and lists.
 
-Nothing here knows how the library computes it; a row is a list with a number per token, without padding.
+Nothing here knows how the library computes them; a row is a list with a number per sampled token, without padding.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import math
 
 
 def token_rewards(reward: float, penalties: list[float]) -> list[float]:
-    """What each token earns: the penalty off it, and the last one the reward (arXiv 1909.08593, section 2)."""
+    """Minus the penalty at each token, and at the last token plus the reward (arXiv 1909.08593, section 2)."""
     return [-paid + (reward if t == len(penalties) - 1 else 0.0) for t, paid in enumerate(penalties)]
 
 
 def generalized(rewards: list[float], values: list[float], behind: float, gamma: float, lam: float) -> list[float]:
     """``A_t = sum_l (gamma lam)^l delta_{t+l}`` (arXiv 1506.02438, eq. 16), the sum written out.
 
-    ``behind`` is the value of the state after the last token: 0 where the completion ended.
+    ``behind`` is the value of the state after the last token: 0 if the completion ended.
     """
-    following = [*values[1:], behind]
+    following = [*values, behind][1:]
     deltas = [r + gamma * after - v for r, v, after in zip(rewards, values, following, strict=True)]
     return [sum((gamma * lam) ** (u - t) * deltas[u] for u in range(t, len(deltas))) for t in range(len(deltas))]
 

@@ -1,7 +1,8 @@
 """The objectives as the papers write them: one row and one token after another, in float64.
 
-Nothing here knows how the library computes them. A batch is a list of rows without padding; what learns is a list of lists
-of 0-D tensors, so that autograd gives the gradient of what is written down.
+Nothing here knows how the library computes them. A batch is a list of rows without padding and without tokens that the policy
+did not sample; log-probabilities that learn are a list of lists of 0-D tensors, so that autograd gives the gradient of the
+formulas.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Row:
     """The learner's own log p before its first step; None where it has not taken one."""
     reference: list[float] = field(default_factory=list)
     gradient_mask: list[bool] | None = None
-    counted: bool = True
+    in_loss: bool = True
 
 
 def clipped(value: float, low: float, high: float) -> float:
@@ -34,7 +35,7 @@ def clipped(value: float, low: float, high: float) -> float:
 
 
 def surrogate(o: Objective, r: Tensor, logprob: Tensor, a: float) -> Tensor:
-    """What is to be made large at one token of ratio r and advantage a."""
+    """The gain at one token of ratio r and advantage a."""
     if o.surrogate == "reinforce":
         return a * logprob
     if o.surrogate == "cispo":  # arXiv 2506.13585, eqs. 4 and 5
@@ -133,11 +134,14 @@ def mean_and_std(values: list[float]) -> tuple[float, float]:
 
 
 def group_baselines(baseline: str, scale: str, groups: list[list[float]]) -> list[list[float]]:
-    """GRPO (arXiv 2402.03300), RLOO (2402.14740) and a phantom zero, divided by std + 1e-4."""
+    """GRPO (arXiv 2402.03300), RLOO (2402.14740) and a phantom zero, divided by std + 1e-4; a group of one compares nothing."""
     everyone = mean_and_std([reward for group in groups for reward in group])[1]
     advantages = []
     for group in groups:
         members = [*group, 0.0] if baseline == "phantom_zero" else group
+        if len(members) == 1:
+            advantages.append([0.0])
+            continue
         mean, std = mean_and_std(members)
         below = [mean] * len(group)
         if baseline == "leave_one_out":
@@ -148,11 +152,17 @@ def group_baselines(baseline: str, scale: str, groups: list[list[float]]) -> lis
 
 
 def token_advantages(
-    baseline: str, scale: str, group_size: int, rewards: list[float], penalties: list[list[float]], counted: list[bool]
+    baseline: str,
+    scale: str,
+    group: int | list[int],
+    rewards: list[float],
+    penalties: list[list[float]],
+    counted: list[bool],
 ) -> list[list[float]]:
     """Advantages of every sampled token; a row that does not count has zeros.
 
-    ``penalties`` are what the KL takes off the reward at each token.
+    ``group`` is the number of each row's group, or the rows of each group if all have as many and stand in order. The KL takes
+    ``penalties`` off the reward at each token.
     """
     if baseline in ("batch", "none"):  # returns of tokens, REINFORCE++ (arXiv 2501.03262)
         returns = [[r - sum(paid[t:]) for t in range(len(paid))] for r, paid in zip(rewards, penalties, strict=True)]
@@ -163,7 +173,9 @@ def token_advantages(
         found = [[(value - mean) / divisor for value in row] for row in returns]
     else:
         paid = [r - sum(row) for r, row in zip(rewards, penalties, strict=True)]
-        groups = [paid[n : n + group_size] for n in range(0, len(paid), group_size)]
-        flat = [a for group in group_baselines(baseline, scale, groups) for a in group]
-        found = [[a] * len(row) for a, row in zip(flat, penalties, strict=True)]
+        numbers = [n // group for n in range(len(paid))] if isinstance(group, int) else group
+        members = [[n for n, number in enumerate(numbers) if number == each] for each in sorted(set(numbers))]
+        compared = group_baselines(baseline, scale, [[paid[n] for n in rows] for rows in members])
+        by_row = {n: a for rows, values in zip(members, compared, strict=True) for n, a in zip(rows, values, strict=True)}
+        found = [[by_row[n]] * len(row) for n, row in enumerate(penalties)]
     return [[a if counts else 0.0 for a in row] for row, counts in zip(found, counted, strict=True)]

@@ -34,15 +34,15 @@ def python(installed: Path, *args: str, folder: Path) -> subprocess.CompletedPro
 def test_wheel_puts_no_package_of_a_common_name_beside_lit_rl(installed, tmp_path):
     assert sorted(path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")) == ["bin", "lit_rl"]
     assert python(installed, "-c", "import callbacks", folder=tmp_path).returncode != 0
-    shown = python(installed, "-c", "import lit_rl.callbacks as c, lit_rl.datamodules; print(c.__file__)", folder=tmp_path)
-    assert shown.stdout.strip() == str(installed / "lit_rl" / "callbacks" / "__init__.py"), shown.stderr
-
-
-def test_installed_command_finds_a_config_by_name_and_runs_it(installed, tmp_path):
-    args = ["-m", "lit_rl", "fit", "--config", "grpo_arithmetic", "--trainer.fast_dev_run", "true"]
-    run = python(installed, *args, folder=tmp_path)
-    assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_wheel_is_typed(installed):
     assert (installed / "lit_rl" / "py.typed").is_file()
+
+
+def test_installed_command_runs_a_config_by_name_from_the_installed_files(installed, tmp_path):
+    report = "import sys, lit_rl.cli.main as m; m.main(); import lit_rl.callbacks as c; print(c.__file__)"
+    args = ["fit", "--config", "sft_arithmetic", "--trainer.fast_dev_run", "true"]
+    run = python(installed, "-c", report, *args, folder=tmp_path)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.splitlines()[-1] == str(installed / "lit_rl" / "callbacks" / "__init__.py")

@@ -14,7 +14,7 @@ def prompts_of(*prompts: list[int], completions: list[list[int]] | None = None) 
 
 
 def rollouts_of(prompts: PromptBatch, group_size: int, rows: list[list[int]], **fields) -> Rollouts:
-    """Rows of tokens as rollouts; log-probabilities and entropies count up, 0 behind a row's end."""
+    """Rows of tokens as rollouts; log-probabilities and entropies count up, 0 after a row's end."""
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
     mask = torch.arange(width) < lengths[:, None]
@@ -31,3 +31,10 @@ def rollouts_of(prompts: PromptBatch, group_size: int, rows: list[list[int]], **
     }
     settings["prompt"] = torch.arange(len(prompts)).repeat_interleave(group_size)
     return Rollouts(prompts, completion_ids=ids, lengths=lengths, **{**settings, **fields})
+
+
+def completions_of(samples: list[Sample], texts: list[str], truncated: list[bool] | None = None) -> Rollouts:
+    """Decoded completions, as many of each sample; their tokens play no part."""
+    prompts = PromptBatch.pad([[1] for _ in samples], [[] for _ in samples], samples, PAD)
+    cut = torch.tensor(truncated or [False] * len(texts))
+    return rollouts_of(prompts, len(texts) // len(samples), [[1]] * len(texts), texts=texts, truncated=cut)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,11 @@ from lit_rl.types import TokenScores
 class Critic:
     """Expected return before each token.
 
-    Not an ``nn.Module``: its weights belong to the policy, or to the model that the algorithm holds.
+    Not an ``nn.Module``: its weights belong to the policy, or to a model that the algorithm holds.
 
     Args:
         policy: the policy.
-        model: model with a value head that reads what the policy writes; None: a value head on the policy's trunk.
+        model: model with a value head that reads the policy's tokens; None adds a value head to the policy's trunk.
     """
 
     def __init__(self, policy: Policy, model: Policy | None = None) -> None:
@@ -35,27 +34,29 @@ class Critic:
 
     @property
     def shares_trunk(self) -> bool:
-        """Whether it is a head on the policy's trunk."""
+        """Whether the critic is a head on the policy's trunk."""
         return self._model is self._policy
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that learn returns: of the head alone, or of the whole model."""
-        module = self._model.value_head if self.shares_trunk else self._model
-        assert module is not None
-        return (parameter for parameter in module.parameters() if parameter.requires_grad)
+    def parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the critic: the head on a shared trunk, or the whole model."""
+        named = [(name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad]
+        return [parameter for name, parameter in named if name.startswith("value_head.") or not self.shares_trunk]
 
     @torch.no_grad()
     def expected(self, rollouts: Rollouts) -> Tensor:
-        """(N, T + 1) float32 values before each sampled token, and after the last one of a truncated row."""
+        """(N, T + 1) float32 values before each sampled token, and the bootstrap value after a truncated row's last token.
+
+        (N, T) if no row of full length is truncated.
+        """
         return self._model.values(with_bootstrap_position(rollouts)).float()
 
-    def score(self, rollouts: Rollouts, entropy_grad: bool, detached: bool) -> tuple[TokenScores, Tensor]:
+    def score_with_values(self, rollouts: Rollouts, entropy_grad: bool, detached: bool) -> tuple[TokenScores, Tensor]:
         """Scores of the sampled tokens under the policy, and their values (N, T), both with gradient.
 
         Args:
             rollouts: the rows.
             entropy_grad: whether entropies carry gradient.
-            detached: keep the gradient of the values out of a shared trunk.
+            detached: whether a shared trunk gets no gradient from the values.
         """
         if self.shares_trunk:
             return self._policy.score_with_values(rollouts, entropy_grad, detached)
@@ -63,16 +64,16 @@ class Critic:
 
 
 def build_critic_model(spec: PolicySpec, policy: Policy, vocabulary: dict[str, int], seed: int) -> Policy:
-    """A model with a value head that reads what the policy writes.
+    """Model with a value head that reads the policy's tokens.
 
     Args:
-        spec: where it comes from.
+        spec: origin of the model.
         policy: the policy.
-        vocabulary: of the policy's tokenizer.
-        seed: seeds its weights, if they are new.
+        vocabulary: ids of the tokens of the policy's tokenizer.
+        seed: seeds new weights.
 
     Raises:
-        ValueError: if it cannot be built, has another tokenizer, or fewer positions than the policy.
+        ValueError: if the model cannot be built, has another tokenizer, or has fewer positions than the policy.
     """
     try:
         tokenizer = load_tokenizer(spec)
@@ -95,7 +96,7 @@ def build_critic_model(spec: PolicySpec, policy: Policy, vocabulary: dict[str, i
 
 
 def _freeze_unused_head(model: Policy) -> None:
-    """Under DDP a weight without a gradient is an error; a head that is the embedding too has one."""
+    """Freeze a language-model head that no loss reads, since DDP refuses a weight without gradient; a tied head has one."""
     head, embeddings = model.causal_lm.get_output_embeddings(), model.causal_lm.get_input_embeddings()
     if head.weight is not embeddings.weight:
         head.requires_grad_(False)

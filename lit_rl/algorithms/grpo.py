@@ -1,14 +1,14 @@
 """Group relative policy optimization (GRPO, DeepSeekMath, arXiv 2402.03300) and its family.
 
-For each prompt G completions are drawn and rewarded; the advantage of a completion is its reward against the rewards of its
-group, so no critic is needed:
+For each prompt G completions are drawn and rewarded. The advantage of a completion compares its reward with the rewards of its
+group, so GRPO needs no critic:
 
     A_i  = (r_i - mean(r)) / (std(r) + 1e-4)
     loss = -min(rho A, clip(rho, 1 - low, 1 + high) A) + kl_coef * KL(policy || reference) - entropy_coef * H
 
-per token, rho = p(token) / p_sampler(token), averaged by ``aggregation`` over the whole optimizer step. Other baselines,
-surrogates, ratios and KL terms are options; ``configs/objective/`` holds the published algorithms as values of them
-(Dr. GRPO, DAPO, GSPO, CISPO, SAPO, RLOO, REINFORCE, REINFORCE++), `docs/objectives.md` explains them.
+per token, with the importance ratio rho = p(token) / p_sampler(token), averaged by ``aggregation`` over the whole optimizer
+step. Other baselines, surrogates, ratios and KL terms are options. ``configs/objective/`` holds the published algorithms as
+values of these options (Dr. GRPO, DAPO, GSPO, CISPO, SAPO, RLOO, REINFORCE, REINFORCE++); `docs/objectives.md` explains them.
 
 Run: ``lit-rl fit --config grpo_arithmetic``, or with ``--config objective/dapo`` after it
 """
@@ -27,7 +27,7 @@ from lit_rl.training.stream import MicroBatch
 
 
 class GRPO(PolicyGradient):
-    """Group relative policy optimization: samples groups of completions, rewards them, and raises the better ones of each.
+    """Group relative policy optimization: compares the completions of a prompt and makes the better ones more likely.
 
     Args:
         policy: the model that learns and its tokenizer.

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lit_rl.evaluation.accuracy import Evaluation
@@ -48,9 +49,9 @@ class PolicyModule(pl.LightningModule):
 
     Args:
         policy: the model that learns and its tokenizer.
-        optimizer: any torch or bitsandbytes optimizer.
-        schedule: schedule of the learning rate.
-        evaluation: how held-out problems are answered and judged.
+        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 2e-5.
+        schedule: schedule of the learning rate; default: constant.
+        evaluation: answers held-out problems and judges the answers.
         seed: seeds initial weights (models from scratch) and all sampling; linked to ``seed_everything`` on the command line.
     """
 
@@ -74,7 +75,7 @@ class PolicyModule(pl.LightningModule):
         self._step_metrics = StepMetrics({})
         self._step_start = 0.0
 
-    # --- what an algorithm gives ---------------------------------------------------------------------------------
+    # --- defined by each algorithm -------------------------------------------------------------------------------
 
     def batch_plan(self, prompts: int) -> BatchPlan:
         """Plan of a batch of ``prompts`` prompts (over all ranks)."""
@@ -99,7 +100,7 @@ class PolicyModule(pl.LightningModule):
     # --- building ------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        if hasattr(self, "policy"):
+        if hasattr(self, "policy"):  # Lightning calls this hook before every stage
             return
         with seeded(self.seed):
             self.policy = Policy(self.policy_spec, self.tokenizer)
@@ -121,7 +122,7 @@ class PolicyModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_data(self, loader: DataLoader) -> TrainingStream[Any]:
-        """Turn a loader of prompts into this algorithm's training data; a data module's ``train_dataloader`` returns it."""
+        """Training stream of a loader of prompts; a data module's ``train_dataloader`` returns it."""
         self._stream = self.training_stream(loader, self.batch_plan((loader.batch_size or 1) * self.trainer.world_size))
         if self._stream_state is not None:
             self._stream.load_state_dict(self._stream_state)
@@ -145,7 +146,8 @@ class PolicyModule(pl.LightningModule):
             check_equal_work(len(problems), self.trainer.world_size)
 
     def on_train_start(self) -> None:
-        assert self._stream is not None
+        if self._stream is None:
+            raise ValueError("train_dataloader of the data module must return trainer.lightning_module.training_data(loader).")
         check_intervals(self.trainer, self._stream.plan.micro_batches)
 
     # --- collaborators -------------------------------------------------------------------------------------------
@@ -173,13 +175,13 @@ class PolicyModule(pl.LightningModule):
         ratios: dict[str, tuple[Tensor, Tensor]] | None = None,
         ranges: dict[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """Add up the shares of this micro-batch in the metrics of its optimizer step; log them with the last one.
+        """Accumulate the metrics of an optimizer step; log them at its last micro-batch.
 
         Args:
             batch: the micro-batch.
             sums: 0-D shares; over all micro-batches and ranks they add up to the metric.
-            ratios: 0-D shares of a numerator and a denominator, whose sums are divided at the end.
-            ranges: 1-D values, of which the smallest and the largest of the step are logged as ``<name>/min`` and ``/max``.
+            ratios: 0-D shares of a numerator and of a denominator; the metric is the ratio of their sums.
+            ranges: 1-D values; the smallest and the largest of the step are logged as ``<name>/min`` and ``<name>/max``.
 
         Returns:
             Logged values, the same on all ranks; nothing before the last micro-batch of the step.
@@ -212,7 +214,7 @@ class PolicyModule(pl.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(params, limit if by_norm else torch.inf)
         if not by_norm:
             torch.nn.utils.clip_grad_value_(params, limit)
-        self.log("grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
         self.log("time/update", time.perf_counter() - self._step_start)
 
     # --- evaluation ----------------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ class PolicyModule(pl.LightningModule):
         metrics = {f"{stage}/{name}": value for name, value in self.evaluation.compute().items()}
         self.log_dict(metrics, rank_zero_only=True)
 
-    # Evaluation draws random numbers and unshards weights; neither may show in training.
+    # Evaluation draws random numbers and unshards weights; neither may show in training. The context spans two hooks.
 
     def on_validation_start(self) -> None:
         self._isolated = self._isolation()

@@ -56,19 +56,19 @@ class PolicyGradient(PolicyModule):
 
     Args:
         policy: the model that learns and its tokenizer.
-        sampler: how completions are drawn.
+        sampler: draws completions.
         reward: scores completions; default: 1 for a correct answer, else 0.
         optimizer: any torch or bitsandbytes optimizer; default: AdamW at 1e-6.
         group_size: completions per prompt.
         epochs: passes over a rollout; 1 with one minibatch is strictly on-policy.
         minibatches: optimizer steps per pass.
-        negative_weight: factor on negative advantages; 1 leaves them as they are, less lets bad completions push the policy
-            around less, 0 learns from the better ones alone (as RAFT does, arXiv 2304.06767).
-        overlong: treatment of completions that ran into the length limit, or came near it.
+        negative_weight: factor on negative advantages; 1 keeps them as they are, 0 learns from positive advantages alone
+            (as RAFT does, arXiv 2304.06767).
+        overlong: treatment of completions that reach the length limit or come near it.
         objective: surrogate, ratio, clipping, aggregation, KL estimator, corrections.
-        kl_coef: weight of the KL to the starting policy, in nats; 0 keeps no reference.
-        entropy_coef: weight of an entropy bonus, in nats; 0 leaves it out.
-        lm_coef: weight of the language-model loss on the prompts' true completions, averaged over their own tokens; 0 leaves
+        kl_coef: weight of the KL to the starting policy, in nats; 0 keeps no reference policy.
+        entropy_coef: weight of the entropy bonus, in nats; 0 leaves it out.
+        lm_coef: weight of the language-model loss on the prompts' true completions, the mean over their own tokens; 0 leaves
             it out.
     """
 
@@ -112,10 +112,10 @@ class PolicyGradient(PolicyModule):
                 "it has no ratio for a policy that has moved. With more steps a rollout write clip, cispo or sapo."
             )
 
-    # --- what an algorithm gives ---------------------------------------------------------------------------------
+    # --- defined by each algorithm -------------------------------------------------------------------------------
 
     def advantages(self, rollouts: Rollouts) -> Tensor:
-        """(N, T) advantages of scored rollouts; reference log-probabilities are there if there is a reference."""
+        """(N, T) advantages of scored rollouts, whose reference log-probabilities are filled if there is a reference."""
         raise NotImplementedError
 
     def advantage_metrics(self, rollouts: Rollouts) -> dict[str, float]:
@@ -140,6 +140,7 @@ class PolicyGradient(PolicyModule):
             self.reference = Reference(self.policy)
 
     def on_fit_start(self) -> None:
+        # Lightning neither moves nor casts the copy, which is not a submodule.
         if self.reference and self.reference.copy is not None and self.device_mesh is None:
             self.trainer.precision_plugin.convert_module(self.reference.copy.to(self.device))
 
@@ -150,7 +151,7 @@ class PolicyGradient(PolicyModule):
         )
 
     def training_stream(self, loader: DataLoader, plan: BatchPlan) -> Experience:
-        return Experience(
+        self.experience = Experience(
             loader,
             plan,
             Collector(self.actor, self.sampler, self.reward, self.overlong, self.group_size),
@@ -159,11 +160,12 @@ class PolicyGradient(PolicyModule):
             aggregation=self.objective.aggregation,
             skips_zero_advantages=self.skips_zero_advantages,
         )
+        return self.experience
 
     # --- from a scored rollout to its first step -----------------------------------------------------------------
 
     def add_advantages(self, rollouts: Rollouts) -> dict[str, float]:
-        """Fill in advantages and whatever else the loss needs; metrics to log with the rollout."""
+        """Fill in advantages and all else that the loss reads; returns metrics to log with the rollout."""
         if self.reference and self.kl_coef:
             rollouts.ref_logprobs = self.score_in_chunks(rollouts, self.reference.score)
         if self.objective.correction.method != "none" and self.epochs * self.minibatches > 1:
@@ -188,9 +190,9 @@ class PolicyGradient(PolicyModule):
             return self.policy.score(rollouts, details=False).logprobs.float()
 
     def score_in_chunks(self, rollouts: Rollouts, score: Callable[[Rollouts], Tensor], columns: int = 0) -> Tensor:
-        """(N, T + columns) scores, in as many chunks as a pass has micro-batches.
+        """(N, T + columns) scores, computed in as many chunks as a pass has micro-batches.
 
-        A chunk needs no more memory than a micro-batch, and all ranks run equally many.
+        A chunk needs no more memory than a micro-batch, and all ranks run the same number of forwards.
 
         Args:
             rollouts: whole rollouts.
@@ -209,14 +211,14 @@ class PolicyGradient(PolicyModule):
     # --- a step --------------------------------------------------------------------------------------------------
 
     def policy_loss(self, batch: MicroBatch[Rollouts], scores: TokenScores) -> PolicyLoss:
-        """Share of a micro-batch in the loss and the metrics of its optimizer step.
+        """Share of a micro-batch in the loss and in the metrics of its optimizer step.
 
         Args:
             batch: the micro-batch.
             scores: scores of its tokens under the learner.
         """
         rollouts = batch.rows
-        log_ratio = (scores.logprobs - rollouts.logprobs).detach()  # (N, T), 0 after a row's end
+        log_ratio = (scores.logprobs - rollouts.logprobs).detach() * rollouts.sampled  # (N, T)
         self._check_sampler(batch, log_ratio)
         losses, shares, means, weights = self.objective.token_losses(scores, rollouts, self.kl_coef, self.entropy_coef)
         loss = (losses * batch.weights).sum()
@@ -231,7 +233,7 @@ class PolicyGradient(PolicyModule):
         if weights is not None:
             means["sampling/importance_sampling_ratio/mean"] = weights
             ranges["sampling/importance_sampling_ratio"] = weights[rollouts.sampled]
-        # Over the tokens that were scored: groups without signal may have been left out.
+        # Means are over the tokens that were scored, since groups without signal may have been left out.
         scored = sampled.sum()
         ratios = {name: ((value * sampled).sum(), scored) for name, value in means.items()}
         return PolicyLoss(loss, sums, ratios, ranges)
@@ -243,7 +245,7 @@ class PolicyGradient(PolicyModule):
         return -self.policy.score_sequences(rows).logprobs.sum() / batch.num_targets
 
     def _check_sampler(self, batch: MicroBatch[Rollouts], log_ratio: Tensor) -> None:
-        """Refuse a learner that sees other log-probabilities than the sampler before anything was learned."""
+        """Refuse a learner whose log-probabilities differ from the sampler's before any step."""
         if self._agreed or not batch.on_policy:
             return
         difference = float(log_ratio.abs().sum() / batch.rows.sampled.sum())

@@ -1,6 +1,6 @@
 """Proximal policy optimization with a critic (PPO, arXiv 1707.06347) on language models.
 
-A critic V estimates before each token the return of the rest of the completion; advantages are how much better things went,
+A critic V estimates before each token the return of the rest of the completion. Advantages are rewards beyond that estimate,
 smoothed over the tokens that follow (GAE, arXiv 1506.02438, equation 16):
 
     r_t     = -kl_coef KL_t, and at the last token the reward too
@@ -8,9 +8,9 @@ smoothed over the tokens that follow (GAE, arXiv 1506.02438, equation 16):
     A_t     = delta_t + gamma lam A_{t+1},     R_t = A_t + V_t
     loss    = -min(rho A, clip(rho) A) + value_coef max((V - R)^2, (clip(V) - R)^2) / 2 - entropy_coef H
 
-After the last token V is 0 if the completion ended. If it was cut off at the length limit V is the critic's, since the cut says
-nothing about the rest (``bootstrap``). A rollout serves ``epochs x minibatches`` optimizer steps, or fewer: once the policy is
-further than ``target_kl`` from the policy that sampled, all ranks go on to the next rollout.
+After the last token V is 0 if the completion ended. If the length limit cut the completion off, V is the critic's value there
+(the bootstrap value), since the cut says nothing about the rest. A rollout serves ``epochs x minibatches`` optimizer steps, or
+fewer: once the policy is further than ``target_kl`` from the policy that sampled, all ranks go on to the next rollout.
 
 Run: ``lit-rl fit --config ppo_arithmetic``
 """
@@ -34,7 +34,6 @@ from lit_rl.objectives.losses import value_loss
 from lit_rl.objectives.objective import Objective
 from lit_rl.options import check_least
 from lit_rl.rollouts import Rollouts
-from lit_rl.training.experience import Experience
 from lit_rl.training.stream import MicroBatch
 
 KL_IN_REWARD = Objective(kl_in="reward", kl_estimator="k1")
@@ -46,24 +45,25 @@ class PPO(PolicyGradient):
 
     Args:
         policy: the model that learns and its tokenizer.
-        critic: a model of its own for the critic; none: a value head on the policy's trunk.
-        critic_lr: learning rate of the critic; none: the optimizer's. Both are groups of one optimizer. At 1e-6 a critic learns
-            next to nothing: ten times the policy's rate is usual.
-        critic_warmup: optimizer steps in which only the critic learns, a head alone and not the trunk it shares. The policy's
-            schedule begins after them.
+        critic: model of its own for the critic; default: a value head on the policy's trunk.
+        critic_lr: learning rate of the critic, a group of the policy's optimizer; default: the policy's rate. At 1e-6 a critic
+            learns next to nothing: ten times the policy's rate is usual.
+        critic_warmup: optimizer steps in which only the critic learns; a shared trunk stays as it is. The policy's schedule
+            begins after them.
         group_size: completions per prompt.
         epochs: passes over a rollout.
         minibatches: optimizer steps per pass.
         gamma: discount per token.
-        lam: GAE's lambda: 0 trusts the critic, 1 trusts the rewards.
-        bootstrap: whether a completion that was cut off is worth what the critic expects after it, on top of its reward; false
-            if being cut off is a failure, or the end of every completion: then its reward is all there is.
+        lam: GAE's lambda; 0 trusts the critic, 1 trusts the rewards.
+        bootstrap: whether a completion that was cut off earns the critic's value after its last token, beside its reward; false
+            if the cut is a failure, or the end of every completion.
         whiten: whether advantages are brought to mean 0 and std 1 over all tokens of the rollout.
         value_coef: weight of the critic's loss.
-        value_clip: how far values may move on one rollout before their gradient stops; 0 = any.
+        value_clip: distance that values may move on one rollout before their gradient stops; 0 sets no limit.
         target_kl: KL in nats per token between the policy that sampled and the learner, past which the remaining steps of a
             rollout (of at least three) are left out; 0 = never.
-        objective: as for GRPO; by default the KL to the starting policy is taken off the reward, estimated by k1.
+        objective: surrogate, ratio, clipping, aggregation, KL estimator, corrections; default: as GRPO's, but the KL to the
+            starting policy is taken off the reward, estimated by k1.
     """
 
     def __init__(
@@ -86,8 +86,7 @@ class PPO(PolicyGradient):
         objective: Objective = KL_IN_REWARD,
         **options: Any,
     ) -> None:
-        options |= {"group_size": group_size, "epochs": epochs, "minibatches": minibatches}
-        super().__init__(policy, objective=objective, **options)
+        super().__init__(policy, group_size=group_size, epochs=epochs, minibatches=minibatches, objective=objective, **options)
         self.critic_spec, self.critic_lr, self.critic_warmup = critic, critic_lr, critic_warmup
         self.gamma, self.lam, self.bootstrap, self.whiten = gamma, lam, bootstrap, whiten
         self.value_coef, self.value_clip, self.target_kl = value_coef, value_clip, target_kl
@@ -125,28 +124,29 @@ class PPO(PolicyGradient):
 
     def parameters_to_learn(self) -> list[Any]:
         rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
-        return [{"params": self._actor_parameters()}, {"params": list(self.critic.parameters())} | rate]
+        return [{"params": self.policy_parameters()}, {"params": self.critic.parameters()} | rate]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the policy without the critic's head."""
+        head = set(self.critic.parameters())
+        return [parameter for parameter in super().parameters_to_learn() if parameter not in head]
 
     def configure_optimizers(self) -> Any:
         configured = super().configure_optimizers()
         scheduler = configured["lr_scheduler"]["scheduler"]
         if self.critic_warmup and isinstance(scheduler, LambdaLR):
-            # The policy's schedule begins when the policy does: a rate that had warmed up without it would be a blow.
+            # A rate that had warmed up before the policy's first step would be a blow to it.
             rate = scheduler.lr_lambdas[0]
             scheduler.lr_lambdas[0] = lambda step: rate(max(0, step - self.critic_warmup))
         return configured
 
-    def _actor_parameters(self) -> list[nn.Parameter]:
-        named = self.policy.named_parameters()
-        return [parameter for name, parameter in named if parameter.requires_grad and not name.startswith("value_head.")]
-
     # --- advantages ----------------------------------------------------------------------------------------------
 
     def advantages(self, rollouts: Rollouts) -> Tensor:
-        """(N, T) by GAE; fills in the critic's values and returns."""
+        """(N, T) advantages by GAE; fills in the critic's values and returns."""
         expected = self.score_in_chunks(rollouts, self.critic.expected, columns=1)  # (N, T + 1)
         rollouts.values = expected[:, :-1] * rollouts.sampled
-        bootstrap_values = expected.gather(1, rollouts.lengths[:, None])[:, 0] * (rollouts.truncated & self.bootstrap)
+        bootstrap_values = expected.gather(1, rollouts.lengths[:, None])[:, 0] * (rollouts.truncated & self.bootstrap)  # (N)
         rewards = token_rewards(rollouts.rewards, self.penalties(rollouts), rollouts.sampled)
         advantages = generalized_advantages(rewards, rollouts.values, bootstrap_values, rollouts.sampled, self.gamma, self.lam)
         rollouts.returns = advantages + rollouts.values
@@ -160,15 +160,16 @@ class PPO(PolicyGradient):
 
     @property
     def _warming(self) -> bool:
-        """Whether only the critic learns yet."""
+        """Whether only the critic learns at this step."""
         return self.trainer.global_step < self.critic_warmup
 
     def training_step(self, batch: MicroBatch[Rollouts], batch_idx: int) -> Tensor:
         rollouts = batch.rows
-        scores, values = self.critic.score(rollouts, entropy_grad=self.entropy_coef != 0, detached=self._warming)
+        scores, values = self.critic.score_with_values(rollouts, entropy_grad=self.entropy_coef != 0, detached=self._warming)
         step = self.policy_loss(batch, scores)
         losses, clipped = value_loss(values, rollouts.values, rollouts.returns, self.value_clip)
         critic_loss = (losses * batch.weights).sum()
+        # A policy that does not learn yet still needs gradients: DDP waits for each of them.
         loss = (0.0 if self._warming else 1.0) * step.loss + self.value_coef * critic_loss
         sums = {"loss": loss, "loss/policy": step.loss, "loss/critic": critic_loss}
         multiplicity = rollouts.multiplicity[:, None]
@@ -178,22 +179,17 @@ class PPO(PolicyGradient):
         ratios = {"approx_kl": ((drift * sampled).sum(), sampled.sum())}
         logged = self.record(batch, sums | step.sums, ratios | step.ratios, step.ranges)
         if self.target_kl and logged.get("approx_kl", 0.0) > self.target_kl:
-            self._end_rollout()
+            self.experience.stopped = True
         return loss * batch.scale
-
-    def _end_rollout(self) -> None:
-        """Take no more steps on the current rollout."""
-        assert isinstance(self._stream, Experience)
-        self._stream.stopped = True
 
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.trainer.global_step <= self.critic_warmup:
             # The policy has taken no step, but loading under FSDP2 makes up averages for it.
-            for parameter in self._actor_parameters():
+            for parameter in self.policy_parameters():
                 self.trainer.optimizers[0].state.pop(parameter, None)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._warming:  # gradients of zero would still decay weights and fill the optimizer's averages
-            for parameter in self._actor_parameters():
+            for parameter in self.policy_parameters():
                 parameter.grad = None

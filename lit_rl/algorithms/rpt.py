@@ -1,13 +1,13 @@
-r"""Reinforcement Pre-Training (RPT, arXiv 2506.08007): reason about the next tokens of a text, rewarded if they come true.
+r"""Reinforcement Pre-Training (RPT, arXiv 2506.08007): reasoning about the next tokens of a text, rewarded if they come true.
 
 A sample is a position of a text. The policy sees the text before it, draws G responses of reasoning and a final prediction in
 ``\boxed{}``, and earns 1 for a prediction that is the beginning of the true continuation, up to the end of one of its tokens:
 
     r(y) = 1  if  bytes(y) = bytes(x)[:l]  and  l is the end of a token of x,  else 0        (equation 3)
 
-for the tokens x after the position. The objective is any of the GRPO family; the paper's is GRPO, strictly on-policy, without
-KL. Positions come from the data (``data.positions``), easy ones are left out by the callback `EntropyFilter`, groups without
-signal are replaced by `DynamicSampling`.
+for the tokens x after the position. Any objective of the GRPO family will do; the paper's is GRPO, strictly on-policy, without
+KL. The data give the positions (``data.positions``), the callback `EntropyFilter` leaves out easy ones, `DynamicSampling`
+replaces groups without signal.
 
 Run: ``lit-rl fit --config rpt_omni_math``
 """
@@ -33,11 +33,12 @@ class RPT(GRPO):
     Args:
         policy: the model that learns and its tokenizer.
         template: form of the question: ``v0`` to ``v6``, a text of your own with ``{context}``, or ``direct``, which asks to
-            continue the text without reasoning: the whole completion is the prediction. A chat template of the tokenizer is
-            put around all but ``direct``.
-        max_context: tokens before a position that are shown; older ones are left out. 0 shows all that the data give.
-        reward: default: `PrefixMatch`, of the whole completion with ``direct``.
-        evaluation: default: next-token accuracy, plain and after reasoning, by entropy.
+            continue the text without reasoning: the whole completion is the prediction. The tokenizer's chat template
+            surrounds all but ``direct``.
+        max_context: number of tokens before a position that are shown; 0 shows all that the data give.
+        reward: scores completions; default: `PrefixMatch`, of the whole completion with ``direct``.
+        evaluation: answers held-out problems and judges the answers; default: next-token accuracy, plain and after
+            reasoning, by entropy.
     """
 
     def __init__(

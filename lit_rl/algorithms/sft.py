@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: raise the likelihood of true completions.
+"""Supervised fine-tuning: raises the likelihood of true completions.
 
     loss = -1/M sum_t log p(y_t | x, y_<t)
 
-over the M target tokens of the whole optimizer step, on all ranks: the same for every way to cut the batch.
+over the M target tokens of the whole optimizer step, on all ranks. The loss does not depend on how the batch is cut.
 
 Run: ``lit-rl fit --config sft_arithmetic``
 """
@@ -27,7 +27,7 @@ class SFT(PolicyModule):
 
     Args:
         policy: the model that learns and its tokenizer.
-        completion_only: targets are the completions; False: the prompts' tokens too.
+        completion_only: whether only completions are targets, and not the prompts' tokens too.
     """
 
     def __init__(self, policy: PolicySpec, *, completion_only: bool = True, **options: Any) -> None:

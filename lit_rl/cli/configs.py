@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lit_rl.cli.errors import suggestion
 
 
 def find_config(name: str) -> str:
@@ -26,25 +27,37 @@ def read_yaml(path: str) -> dict[str, Any]:
     """The named entries of a YAML file.
 
     Raises:
-        ValueError: where it is broken or holds no names, with the line.
+        ValueError: if the file is broken or holds no names, with the line.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = ": ".join(filter(None, (error.context, error.problem)))
-        raise ValueError(f"{path}{line}: this is no YAML: {reason}") from error
+        raise ValueError(f"{path}{line}: this is not YAML: {reason}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: this is no YAML text: {error}") from error
+        raise ValueError(f"{path}: this is not a YAML text: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: it must hold named entries such as `trainer:`, not {type(content).__name__}.")
     return content
 
 
-def suggestion(word: str, known: list[str]) -> str:
-    """`` Did you mean ...?`` where something known is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def resolve_configs(args: list[str]) -> list[str]:
+    """Arguments with the config names after ``--config`` and ``-c`` replaced by the paths of readable configs."""
+    resolved = list(args)
+    for place, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if flag in ("--config", "-c") and equals:
+            resolved[place] = f"{flag}={_readable(value)}"
+        elif place and args[place - 1] in ("--config", "-c"):
+            resolved[place] = _readable(arg)
+    return resolved
+
+
+def _readable(config: str) -> str:
+    path = find_config(config)
+    read_yaml(path)
+    return path
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -1,9 +1,9 @@
-"""Several runs in a row by one command: ``lit-rl pipeline FILE``.
+"""Several runs in a row by one command: ``lit-rl pipeline FILE [--folder DIR]``.
 
-A stage is ``fit``, ``validate``, ``test`` or ``predict`` with configs and overrides, and runs in a process of its own. It
-takes what an earlier stage made by name: ``${stages.sft.export}``. A finished stage is skipped when the pipeline is
-started again, an interrupted one goes on from its last checkpoint, one whose config or input changed runs anew beside what
-it left, and ``report.json`` and ``curve.png`` show all stages.
+A stage is ``fit``, ``validate``, ``test`` or ``predict`` with configs and overrides, and runs in a process of its own. A stage
+takes results of an earlier stage by name: ``${stages.sft.export}``; ``folder``, ``checkpoint`` and ``duration`` are there too.
+A finished stage is skipped when the pipeline is started again. An interrupted stage goes on from its last checkpoint. A stage
+whose config or input changed runs anew, and its earlier run is kept. ``report.json`` and ``curve.png`` show all stages.
 
     name: quickstart
     folder: runs/quickstart
@@ -17,133 +17,69 @@ it left, and ``report.json`` and ``curve.png`` show all stages.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from lit_rl.cli.configs import find_config, last_checkpoint, read_yaml
+from lit_rl.cli.configs import last_checkpoint, resolve_configs
+from lit_rl.cli.errors import explain
+from lit_rl.cli.option_check import check_options
+from lit_rl.cli.stages import Stage, load_stages
 from lit_rl.files import write_text
 from lit_rl.reports.curves import draw_curves, read_curve
-from lit_rl.reports.tables import band_table
 
 say = Console(soft_wrap=True, highlight=False).print
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One run of a pipeline."""
-
-    name: str
-    run: str
-    configs: list[str]
-    overrides: dict[str, Any]
-    folder: Path
-
-    @property
-    def artefacts(self) -> dict[str, str]:
-        """What later stages may take by name."""
-        last = last_checkpoint(self.folder)
-        return {
-            "folder": str(self.folder),
-            "export": str(self.folder / "export"),
-            "checkpoint": str(last or self.folder / "last.ckpt"),
-            "duration": _as_max_time(self.report.get("seconds", 1.0)),
-        }
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What is known of its last run."""
-        file = self.folder / "stage.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """What its run reported (`Improvement`)."""
-        file = self.folder / "report.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    def command(self, earlier: list[Stage]) -> list[str]:
-        """The command line of this stage, references to earlier ones filled in."""
-        args = [self.run]
-        for config in self.configs:
-            args += ["--config", config]
-        args += ["--trainer.default_root_dir", str(self.folder)]
-        for key, value in self.overrides.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            args += [f"--{key}", _fill_in(text, earlier)]
-        return args
-
-
-def _as_max_time(seconds: float) -> str:
-    """How ``trainer.max_time`` writes it: days, hours, minutes and seconds."""
-    minutes, rest = divmod(max(1, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours // 24:02d}:{hours % 24:02d}:{minutes:02d}:{rest:02d}"
-
-
-def load_stages(file: str, folder: Path | None = None) -> tuple[Path, list[Stage]]:
-    """Read a pipeline file.
+def check_stages(stages: list[Stage]) -> None:
+    """Refuse a wrong command line of any stage before the first stage runs.
 
     Raises:
-        ValueError: where it is not a pipeline, in one line that names the stage and the key.
+        ValueError: with the name of the stage.
     """
-    spec = read_yaml(find_config(file))
-    if not isinstance(spec.get("stages"), dict):
-        raise ValueError(f"{file} is no pipeline: it needs a mapping `stages`, each with `run` and `config`.")
-    root = folder or Path(spec.get("folder") or f"runs/{spec.get('name', Path(file).stem)}")
-    return root, [_stage(file, name, entry, root / name) for name, entry in spec["stages"].items()]
+    commands = []
+    for number, stage in enumerate(stages):
+        with _named(stage):
+            command = resolve_configs(stage.command(stages[:number]))
+            check_options(command)
+            if not stage.finished(stages[:number]):
+                commands.append((stage, command))
+    for stage, command in commands:
+        from lit_rl.cli.lightning_cli import check_arguments  # takes seconds: after the quick check of all stages
+
+        with _named(stage):
+            check_arguments(command)
 
 
-def _stage(file: str, name: str, entry: Any, folder: Path) -> Stage:
-    unknown = sorted(set(entry) - {"run", "config", "set"}) if isinstance(entry, dict) else [str(entry)]
-    if unknown:
-        raise ValueError(f"{file}: stage {name!r} has {', '.join(unknown)}; a stage holds `run`, `config` and `set`.")
-    if entry.get("run") not in SUBCOMMANDS:
-        raise ValueError(f"{file}: stage {name!r} runs {entry.get('run')!r}; write one of {', '.join(SUBCOMMANDS)}.")
-    configs = entry.get("config") or []
-    return Stage(name, entry["run"], [configs] if isinstance(configs, str) else list(configs), entry.get("set") or {}, folder)
-
-
-def _fill_in(text: str, earlier: list[Stage]) -> str:
-    known = {stage.name: stage.artefacts for stage in earlier}
-
-    def value(match: re.Match[str]) -> str:
-        stage, artefact = match.group(1), match.group(2)
-        if artefact not in known.get(stage, {}):
-            raise ValueError(
-                f"{match.group(0)}: no earlier stage has it; known are "
-                f"{', '.join(f'stages.{name}.{key}' for name, keys in known.items() for key in keys) or 'none'}."
-            )
-        return known[stage][artefact]
-
-    return re.sub(r"\$\{stages\.(\w+)\.(\w+)\}", value, text)
+@contextmanager
+def _named(stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name!r}: {explain(error)}") from error
 
 
 def run_stage(stage: Stage, earlier: list[Stage]) -> None:
-    """Run one stage, or skip it where it is finished."""
-    command = stage.command(earlier)
-    key, status = _fingerprint(stage, command, earlier), stage.status
-    if status and status["fingerprint"] != key:
-        say(f"{stage.name} has changed; its earlier run is kept in {_set_aside(stage.folder)}")
-        status = {}
-    if status.get("finished"):
+    """Run a stage, unless it is finished."""
+    if stage.finished(earlier):
         say(f"[bold]{stage.name}[/] is finished; skipped")
         return
+    command, fingerprint, status = stage.command(earlier), stage.fingerprint(earlier), stage.status
+    if status and status["fingerprint"] != fingerprint:
+        say(f"{stage.name} has changed; its earlier run is kept in {_set_aside(stage.folder)}")
+        status = {}
     checkpoint = last_checkpoint(stage.folder) if status and stage.run == "fit" else None
     resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
     say(f"[bold]{stage.name}[/]: lit-rl {escape(' '.join(command + resume))}")
-    status = {"fingerprint": key, "command": command, "finished": False}
+    status = {"fingerprint": fingerprint, "command": command, "finished": False}
     write_text(stage.folder / "stage.json", json.dumps(status, indent=2))
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "lit_rl", *command, *resume], check=False)
@@ -163,16 +99,8 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def _fingerprint(stage: Stage, command: list[str], earlier: list[Stage]) -> str:
-    """Of the command, the text of its configs and the runs that it takes from: another one is another run."""
-    texts = [Path(find_config(config)).read_text(encoding="utf-8") for config in stage.configs]
-    taken = set(re.findall(r"\$\{stages\.(\w+)\.", json.dumps(stage.overrides)))
-    inputs = [other.status.get("fingerprint") for other in earlier if other.name in taken]
-    return hashlib.sha256(json.dumps([command, texts, inputs]).encode()).hexdigest()[:16]
-
-
 def stage_report(stage: Stage) -> dict[str, Any]:
-    """What a stage reported of itself, with its folder; of an evaluation the figures that it logged."""
+    """Report of a stage's run, with its folder; of an evaluation also the metrics that it logged."""
     report: dict[str, Any] = {"run": stage.run, "folder": str(stage.folder)}
     report["process_seconds"] = stage.status.get("process_seconds")
     if stage.run in ("validate", "test"):
@@ -180,12 +108,11 @@ def stage_report(stage: Stage) -> dict[str, Any]:
     return report | stage.report
 
 
-def main(args: list[str], check_arguments: Callable[[list[str]], None]) -> None:
+def main(args: list[str]) -> None:
     """``lit-rl pipeline FILE [--folder DIR]``.
 
     Args:
-        args: the command line behind ``pipeline``.
-        check_arguments: raises where a stage's command line is wrong.
+        args: arguments after ``pipeline``.
     """
     if "--help" in args or "-h" in args:
         print(__doc__)
@@ -193,11 +120,7 @@ def main(args: list[str], check_arguments: Callable[[list[str]], None]) -> None:
     if len(args) not in (1, 3) or (len(args) == 3 and args[1] != "--folder"):
         raise ValueError("write `lit-rl pipeline FILE` or `lit-rl pipeline FILE --folder DIR`.")
     root, stages = load_stages(args[0], Path(args[2]) if len(args) == 3 else None)
-    for number, stage in enumerate(stages):  # what is wrong with the last stage shows before the first one runs
-        try:
-            check_arguments(stage.command(stages[:number]))
-        except ValueError as error:
-            raise ValueError(f"stage {stage.name!r}: {error}") from error
+    check_stages(stages)
     say(f"{len(stages)} stages in {root}: {', '.join(stage.name for stage in stages)}")
     report: dict[str, Any] = {}
     for number, stage in enumerate(stages):
@@ -205,6 +128,13 @@ def main(args: list[str], check_arguments: Callable[[list[str]], None]) -> None:
         report[stage.name] = stage_report(stage)
         write_text(root / "report.json", json.dumps({"stages": report}, indent=2))
     say(f"Report: {root / 'report.json'}")
+    _show(report, stages, root)
+
+
+def _show(report: dict[str, Any], stages: list[Stage], root: Path) -> None:
+    """Draw the curves, write the table of accuracies, and print both places and each stage's improvement."""
+    from lit_rl.reports.tables import band_table  # imports torch
+
     curves = {stage.name: read_curve(stage.folder) for stage in stages if stage.run == "fit"}
     if draw_curves(curves, root / "curve.png"):
         say(f"Curve: {root / 'curve.png'}")

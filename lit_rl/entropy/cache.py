@@ -1,6 +1,6 @@
 """Entropies of the targets of windows, computed once and kept on disk: a killed run goes on where it stopped.
 
-The file is an array of float32 nats, NaN where nothing was computed yet, filled from the front.
+The file is an array of float32 nats, one for each target. It is filled from the front; NaN stands for "not computed yet".
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import bisect
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,18 +19,19 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from lit_rl.entropy.compute import window_entropies
+from lit_rl.files import new_file
 from lit_rl.models.policy import Policy
 from lit_rl.models.spec import PolicySpec
 from lit_rl.text.windows import Windows
 
-FLUSH = 16
-"""Batches between two moments at which the file is made sure of."""
+FLUSH_BATCHES = 16
+"""Batches between two flushes to disk."""
 
 
 def entropy_key(windows: Windows, proxy: PolicySpec, seed: int, tokenizer: PreTrainedTokenizerBase, top_k: int) -> str:
-    """A name for these entropies: the same windows, model, tokenizer and ``top_k`` give the same one.
+    """Name of these entropies: the same windows, model, tokenizer and ``top_k`` give the same name.
 
-    A model folder counts by the content of its files; ``seed`` by the weights of a model from scratch.
+    A model folder counts by the content of its files; ``seed`` counts because it seeds the weights of a model from scratch.
     """
     digest = hashlib.sha256()
     start, stop = (int(windows.starts.min()), int(windows.limits.max())) if len(windows) else (0, 0)
@@ -44,7 +44,7 @@ def entropy_key(windows: Windows, proxy: PolicySpec, seed: int, tokenizer: PreTr
 
 
 def _folder_hashes(source: str | None) -> list[str]:
-    """Hashes of the files that a model is read from; none for a name on the hub."""
+    """Hashes of the files of a model folder; none for a name on the hub."""
     files = sorted(Path(source).expanduser().iterdir()) if source and Path(source).expanduser().is_dir() else []
     hashes = []
     for path in files:
@@ -55,27 +55,27 @@ def _folder_hashes(source: str | None) -> list[str]:
 
 
 def read_entropies(file: Path) -> NDArray[np.float32]:
-    """(windows.num_targets) nats, memory-mapped, to be read only."""
+    """(windows.num_targets) nats, memory-mapped and read-only."""
     return np.load(file, mmap_mode="r")
 
 
 def is_complete(file: Path) -> bool:
-    """Whether the file is there and full."""
+    """Whether the file exists and is full."""
     return file.is_file() and (len(values := read_entropies(file)) == 0 or not math.isnan(values[-1]))
 
 
 def fill_entropies(file: Path, windows: Windows, proxy: Callable[[], Policy], top_k: int, batch_tokens: int) -> None:
-    """Compute what the file lacks, with a progress bar.
+    """Compute the entropies that the file lacks, with a progress bar.
 
     Args:
-        file: begun where it does not exist.
+        file: created if it does not exist.
         windows: (W) with at least one target.
-        proxy: builds the model that is asked; called only where something is lacking.
+        proxy: builds the model that is asked; called only if the file lacks something.
         top_k: entropy over that many most likely tokens, renormalised; 0 takes all.
         batch_tokens: tokens of one forward pass.
 
     Raises:
-        ValueError: where the model's entropy is NaN.
+        ValueError: if the model's entropy is NaN.
     """
     if is_complete(file):
         return
@@ -91,17 +91,15 @@ def fill_entropies(file: Path, windows: Windows, proxy: Callable[[], Policy], to
             if np.isnan(found).any():
                 raise ValueError(f"the proxy's entropy is NaN before window {stop}: it may overflow in its dtype; try float32.")
             values[end - len(found) : end] = found
-            if number % FLUSH == 0:
+            if number % FLUSH_BATCHES == 0:
                 values.flush()
             progress.update(bar, completed=end)
     values.flush()
 
 
 def _begin(file: Path, size: int) -> None:
-    """A file that says of every target that it is not computed; under its name only when it is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f"{file.name}.new-{os.getpid()}")
-    values = np.lib.format.open_memmap(new, mode="w+", dtype=np.float32, shape=(size,))
-    values[:] = math.nan
-    values.flush()
-    new.replace(file)
+    """Create a file in which no target is computed yet."""
+    with new_file(file) as new:
+        values = np.lib.format.open_memmap(new, mode="w+", dtype=np.float32, shape=(size,))
+        values[:] = math.nan
+        values.flush()

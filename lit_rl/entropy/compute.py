@@ -1,4 +1,4 @@
-"""How uncertain a model is of each token of a text: next-token entropy in nats, which tells easy positions from hard ones.
+"""Next-token entropy of a model at each token of a text, in nats: low at easy positions, high at hard ones.
 
 RPT (arXiv 2506.08007) takes it over the 16 most likely tokens of a proxy model, here renormalised, so that it lies between 0
 and ln 16.
@@ -24,7 +24,7 @@ def next_token_entropy(logits: Tensor, top_k: int) -> Tensor:
 
     Args:
         logits: (M, V).
-        top_k: over that many most likely tokens, renormalised; 0 takes all.
+        top_k: entropy over that many most likely tokens, renormalised; 0 takes all.
     """
     if 0 < top_k < logits.shape[1]:
         logits = logits.topk(top_k, dim=1).values
@@ -36,17 +36,17 @@ def window_entropies(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Entropies of the targets of all windows from ``first`` on, some windows at a time.
 
-    That of a target is taken from the distribution that the policy, in eval mode, gives behind the window's tokens before it.
+    A target's entropy is that of the policy's next-token distribution, in eval mode, after the window's tokens before it.
 
     Args:
         policy: the model that is asked, on the device to use.
-        windows: what it reads.
+        windows: windows that it reads.
         top_k: entropy over that many most likely tokens, renormalised; 0 takes all.
-        batch_tokens: tokens of one forward pass, padding included; a window above it has one to itself.
-        first: the first window.
+        batch_tokens: tokens of one forward pass, padding included; a longer window has a pass to itself.
+        first: number of the first window.
 
     Yields:
-        The number of the window behind these ones, and their targets' entropies in nats, in order.
+        Number of the window after these ones, and the entropies of their targets in nats, in order.
     """
     policy.eval()
     while first < len(windows):
@@ -56,7 +56,7 @@ def window_entropies(
 
 
 def _batch_end(windows: Windows, first: int, batch_tokens: int) -> int:
-    """The window behind the last one that fits into a batch."""
+    """Number of the window after the last one that fits into a batch."""
     stop, width = first, 0
     while stop < len(windows):
         width = max(width, int(windows.ends[stop] - windows.starts[stop]))
@@ -69,7 +69,7 @@ def _batch_end(windows: Windows, first: int, batch_tokens: int) -> int:
 def _batch(windows: Windows, first: int, stop: int) -> TokenBatch:
     rows = [windows.tokens(window) for window in range(first, stop)]
     lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in rows])
+    ids = torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in rows])  # (n, S)
     begin = torch.from_numpy(np.asarray(windows.firsts[first:stop] - windows.starts[first:stop]))
     place = torch.arange(ids.shape[1])
     return TokenBatch(ids, lengths, (place >= begin[:, None]) & (place < lengths[:, None]))
@@ -77,10 +77,11 @@ def _batch(windows: Windows, first: int, stop: int) -> TokenBatch:
 
 @torch.no_grad()
 def _entropies(policy: Policy, batch: TokenBatch, top_k: int) -> NDArray[np.float32]:
-    """Those of a batch's targets, row by row; logits exist for one chunk of them at a time."""
+    """Entropies of a batch's targets, row by row; logits exist for one chunk of targets at a time."""
     batch = batch.to(next(policy.parameters()).device)
     out = policy.causal_lm.get_decoder()(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
-    hidden = out.last_hidden_state[batch.target.roll(-1, dims=1)]  # the state before a target; column 0 is never one
+    # (M, H), the state before each target; column 0 is never a target
+    hidden = out.last_hidden_state[batch.target.roll(-1, dims=1)]
     head, size = policy.head(), max(1, LOGITS_PER_CHUNK // policy.vocabulary)
     chunks = [next_token_entropy(head(rows), top_k) for rows in hidden.split(size)]
     return torch.cat(chunks).cpu().numpy()

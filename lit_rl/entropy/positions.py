@@ -1,4 +1,4 @@
-"""Positions of texts and the entropies they are told: of which windows, in which order, and how they are spread."""
+"""Positions of texts and their entropies: which windows are computed, and how values are attached and described."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from lit_rl.text.windows import Windows
 
-SHOWN = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-"""Quantiles of a distribution that is printed."""
+SHOWN_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+"""Quantiles that `describe_entropies` prints."""
 
 
 class HasEntropies(Protocol):
-    """Positions of texts, as the data modules make them: targets of windows, of which some were chosen."""
+    """Positions of texts, as data modules make them: a choice among the targets of windows."""
 
     windows: Windows
     places: NDArray[np.integer]
+    """Numbers of the chosen targets among the targets of all windows."""
     entropies: NDArray[np.floating] | None
+    """Nats of all targets, NaN if not computed; None before `attach_entropies`."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +33,13 @@ def needed_windows(positions: HasEntropies) -> NDArray[np.integer]:
 
 
 def attach_entropies(positions: HasEntropies, numbers: NDArray[np.integer], values: NDArray[np.float32]) -> None:
-    """Give positions the entropies of all targets of the windows of these numbers; the other targets' stay NaN."""
+    """Attach entropies to positions; targets of windows that were not computed get NaN.
+
+    Args:
+        positions: positions of a text.
+        numbers: numbers of the windows that were computed, ascending.
+        values: entropies of all targets of these windows, in order.
+    """
     offsets = positions.windows.offsets
     if len(numbers) < len(positions.windows):
         targets = np.concatenate([np.arange(offsets[number], offsets[number + 1]) for number in numbers])
@@ -40,7 +48,7 @@ def attach_entropies(positions: HasEntropies, numbers: NDArray[np.integer], valu
     positions.entropies = values
 
 
-def distribution(values: NDArray[np.floating]) -> str:
+def describe_entropies(values: NDArray[np.floating]) -> str:
     """Quantiles of entropies, in one line."""
-    shown = (f"{level:.0%} {value:.3f}" for level, value in zip(SHOWN, np.quantile(values, SHOWN), strict=True))
-    return f"Entropies in nats: {', '.join(shown)}."
+    quantiles = zip(SHOWN_QUANTILES, np.quantile(values, SHOWN_QUANTILES), strict=True)
+    return f"Entropies in nats: {', '.join(f'{level:.0%} {value:.3f}' for level, value in quantiles)}."

@@ -1,11 +1,14 @@
-"""How good the policy is on held-out problems: greedy accuracy with an interval, pass@k and majority vote."""
+"""Accuracy on held-out problems: greedy with an interval, pass@k and majority vote."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from lit_rl.evaluation.metrics import Proportion, majority, pass_at_k
+from lit_rl.evaluation.metrics import Proportion, majority, pass_at_k, with_interval
 from lit_rl.rewards.answers import ArithmeticAnswer
 from lit_rl.rewards.base import AnswerReward
 from lit_rl.rollouts import Rollouts
@@ -14,7 +17,7 @@ from lit_rl.sampling.sampler import Sampler
 from lit_rl.types import PromptBatch
 
 EVALUATION_ROLLOUT = 2**32 - 1
-"""The rollout number of evaluation draws, which training never reaches."""
+"""Rollout number of all evaluation draws; training never reaches it."""
 
 
 class Evaluation(nn.Module):
@@ -22,9 +25,9 @@ class Evaluation(nn.Module):
 
     Args:
         max_new_tokens: longest completion in tokens; 0 generates nothing, which leaves SFT its validation loss.
-        correct: what a right answer is.
+        correct: judges answers.
         samples: sampled completions per problem for pass@k and the majority vote; 0 leaves both out.
-        temperature: of those samples.
+        temperature: sampling temperature of these completions.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class Evaluation(nn.Module):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.correct = correct or ArithmeticAnswer()
+        self.correct: AnswerReward[Any] = correct or ArithmeticAnswer()
         self.samples, self.generates = samples, max_new_tokens > 0
         self.greedy = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=0.0)
         self.sampled = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=temperature)
@@ -48,9 +51,9 @@ class Evaluation(nn.Module):
         """Count in one batch of problems."""
         if not self.generates:
             return
-        self._count(self._generate(actor, self.greedy, prompts, 1))
+        self.count(self._generate(actor, self.greedy, prompts, 1))
         if self.samples:
-            self._count_samples(self._generate(actor, self.sampled, prompts, self.samples))
+            self.count_samples(self._generate(actor, self.sampled, prompts, self.samples))
 
     def answer(self, actor: Actor, prompts: PromptBatch) -> list[dict[str, str]]:
         """Prompt, greedy completion and reference of each problem."""
@@ -60,12 +63,13 @@ class Evaluation(nn.Module):
             for sample, text in zip(rollouts.prompts.samples, rollouts.texts, strict=True)
         ]
 
-    def _count(self, rollouts: Rollouts) -> None:
+    def count(self, rollouts: Rollouts) -> None:
         """Count in one greedy completion of each problem."""
         self._add("accuracy", self.correct.score(rollouts))
         self._add("truncated", rollouts.truncated)
 
-    def _count_samples(self, rollouts: Rollouts) -> None:
+    def count_samples(self, rollouts: Rollouts) -> None:
+        """Count in ``samples`` completions of each problem, one problem after another."""
         size = self.samples
         answers = self.correct.answers(rollouts)
         right = rollouts.per_group(self.correct.score(rollouts), lambda group: group.sum(1)).long().tolist()
@@ -80,19 +84,14 @@ class Evaluation(nn.Module):
         return actor.generate(sampler, actor.renderer.render(prompts), size, EVALUATION_ROLLOUT)
 
     def _add(self, name: str, values: torch.Tensor) -> None:
-        metric = self.proportions[name]
-        assert isinstance(metric, Proportion)
-        metric.update(values)
+        cast("Proportion", self.proportions[name]).update(values)
 
     def compute(self) -> dict[str, float]:
-        """The figures over all ranks, each with ``_low`` and ``_high`` of its interval, and a fresh start for the next."""
+        """Metrics over all ranks, each with ``_low`` and ``_high`` of its interval; the next evaluation starts from nothing."""
         metrics: dict[str, float] = {}
-        for name, metric in self.proportions.items():
-            assert isinstance(metric, Proportion)
+        for name, metric in cast("Iterable[tuple[str, Proportion]]", self.proportions.items()):
             value = metric.compute()
-            if not value["count"]:  # of a kind that was not among the problems
-                metric.reset()
-                continue
-            metrics |= {name: value["mean"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            if value["count"]:  # some have no problems of their kind
+                metrics |= with_interval(name, value)
             metric.reset()
         return metrics

@@ -1,4 +1,4 @@
-"""StepValues of a rollout and of an evaluation: proportions with their interval, pass@k, majority vote."""
+"""Metrics of an evaluation: proportions and means with their intervals, pass@k, majority vote."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+Z95 = 1.959964
+"""Standard errors from the middle of a 95 % interval to its ends."""
 
-def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion (Wilson 1927): honest near 0 and 1, where +-1.96 se is not.
+
+def wilson_interval(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927): honest near 0 and 1, unlike +-1.96 standard errors.
 
     Example: 45 of 100 gives 0.356 to 0.548.
     """
@@ -25,18 +28,18 @@ def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tup
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """``1 - C(n - c, k) / C(n, k)``: the unbiased chance that one of k draws is right (arXiv 2107.03374, eq. 1)."""
+    """``1 - C(n - c, k) / C(n, k)``: unbiased probability that one of k draws is right (arXiv 2107.03374, eq. 1)."""
     return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
 def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
-    """The most frequent answer, the first of them where several are; None where no completion has one."""
+    """Most frequent answer, the earliest of several; None if no completion has an answer."""
     counted = Counter(answer for answer in answers if answer is not None)
     return counted.most_common(1)[0][0] if counted else None
 
 
 class Proportion(Metric):
-    """A mean of values in [0, 1] with its Wilson interval, over all ranks."""
+    """Mean of values in [0, 1] with its Wilson interval, over all ranks."""
 
     full_state_update = False
     total: Tensor
@@ -59,7 +62,7 @@ class Proportion(Metric):
 
 
 class Mean(Metric):
-    """A mean of any values with the interval of its standard error (1.96 of them), over all ranks."""
+    """Mean of any values with the interval of 1.96 standard errors, over all ranks."""
 
     full_state_update = False
     total: Tensor
@@ -82,4 +85,9 @@ class Mean(Metric):
         count = max(float(self.count), 1.0)
         mean = float(self.total) / count
         error = sqrt(max(float(self.squares) / count - mean * mean, 0.0) / max(count - 1, 1.0))
-        return {"mean": mean, "low": mean - 1.959964 * error, "high": mean + 1.959964 * error}
+        return {"mean": mean, "low": mean - Z95 * error, "high": mean + Z95 * error}
+
+
+def with_interval(name: str, value: dict[str, float]) -> dict[str, float]:
+    """Log entries of a computed `Proportion` or `Mean`: the mean under its name, ``_low`` and ``_high`` of its interval."""
+    return {name: value["mean"], f"{name}_low": value["low"], f"{name}_high": value["high"]}

@@ -1,13 +1,14 @@
-"""Log-probability and entropy of given tokens through a linear head, its gradient worked out by hand.
+"""Log-probability and entropy of given tokens through a linear head, with a gradient worked out by hand.
 
-Logits of one chunk of tokens exist at a time, in the forward pass and again in the backward pass, where they are turned into
-their own gradient in place:
+Logits of one chunk of tokens exist at a time: in the forward pass, and again in the backward pass, where they turn into
+their own gradient in place. With probabilities p of the logits z, a token y and the entropy H:
 
     d log p(y) / d z_v = [v = y] - p_v          d H / d z_v = -p_v (log p_v + H)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +16,16 @@ from torch import Tensor
 
 
 class LinearHead(NamedTuple):
-    """A linear map to logits and what some models do to them: ``cap tanh(scale (W h + b) / cap)``."""
+    """Linear map to logits, with the scale and cap of some models: ``cap tanh(scale (W h + b) / cap)``."""
 
     weight: Tensor
     """(V, H)."""
     bias: Tensor | None = None
-    """(V), None without."""
+    """(V)."""
     scale: float = 1.0
     """Factor on the logits (Cohere, Granite)."""
     cap: float = 0.0
-    """Soft limit of the logits (Gemma), 0 for none."""
+    """Soft limit of the logits (Gemma); 0 for none."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(M, H) hidden states -> (M, V) logits."""
@@ -34,50 +35,60 @@ class LinearHead(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """What is the same for forward and backward: how many tokens at a time, and how their logits become a distribution."""
+    """Chunks of M tokens, and the distribution that each token is drawn from: equal in forward and backward pass."""
 
     size: int
+    """Tokens of a chunk."""
     targets: Tensor
+    """(M) token ids."""
     temperature: Tensor | None
-    kept_ids: Tensor | None
-    kept_counts: Tensor | None
+    """(M); None for 1."""
+    kept: tuple[Tensor, Tensor] | None
+    """Ids (K) and counts (M) of the tokens that top-k and top-p left, see `kept_mask`; None for all tokens."""
     kept_offsets: list[int]
+    """(M + 1) kept ids before each position."""
     details: bool
+    """Whether to compute entropies and hits."""
 
     def slices(self) -> list[slice]:
         count = len(self.targets)
         return [slice(start, min(start + self.size, count)) for start in range(0, count, self.size)]
 
-    def adjusted(self, logits: Tensor, part: slice) -> Tensor:
-        """(m, V) logits in at least float32, divided by the temperature, tokens that were not kept at -inf; in place."""
+    def mask(self, part: slice, vocabulary: int) -> Tensor | None:
+        """(m, V) bool, True at kept tokens; None if all are kept."""
+        if self.kept is None:
+            return None
+        ids, counts = self.kept
+        return kept_mask(ids[self.kept_offsets[part.start] : self.kept_offsets[part.stop]], counts[part], vocabulary)
+
+    def adjust(self, logits: Tensor, part: slice) -> Tensor:
+        """(m, V) logits, in at least float32, divided by the temperature, -inf at tokens that were not kept; in place."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.temperature is not None:
             logits = logits.div_(self.temperature[part, None])
-        if self.kept_ids is not None and self.kept_counts is not None:
-            ids = self.kept_ids[self.kept_offsets[part.start] : self.kept_offsets[part.stop]]
-            logits = logits.masked_fill_(~kept_mask(ids, self.kept_counts[part], logits.shape[1]), -torch.inf)
-        return logits
+        mask = self.mask(part, logits.shape[1])
+        return logits if mask is None else logits.masked_fill_(~mask, -torch.inf)
 
 
 def kept_mask(ids: Tensor, counts: Tensor, vocabulary: int) -> Tensor:
     """Spread a flat list of kept token ids into a mask.
 
     Args:
-        ids: (K) token ids, those of the first position first.
-        counts: (M) how many of them belong to each position; 0 means that the position keeps every token.
+        ids: (K) token ids, position by position.
+        counts: (M) number of ids of each position; 0 if the position keeps every token.
         vocabulary: V.
 
     Returns:
         (M, V) bool, True where a token was kept.
     """
     mask = torch.zeros(len(counts), vocabulary, dtype=torch.bool, device=ids.device)
-    rows = torch.arange(len(counts), device=ids.device).repeat_interleave(counts.long())
-    mask[rows, ids.long()] = True
+    positions = torch.arange(len(counts), device=ids.device).repeat_interleave(counts.long())  # (K)
+    mask[positions, ids.long()] = True
     return mask | (counts == 0)[:, None]
 
 
 class FusedScores(torch.autograd.Function):
-    """(M) log-probabilities, (M) entropies and (M) hits of given tokens; gradients of the first two."""
+    """(M) log-probabilities, (M) entropies and (M) hits of given tokens; the first two have gradients."""
 
     @staticmethod
     def forward(
@@ -85,13 +96,15 @@ class FusedScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         columns = []
         ctx.dtype = _compute_dtype(hidden)
+        # Autocast has ended when the backward pass computes the same logits again, so both passes cast by hand.
         with torch.autocast(hidden.device.type, enabled=False):
             head = _cast(head, ctx.dtype)
             for part in chunks.slices():
-                logits = chunks.adjusted(head(hidden[part].to(ctx.dtype)), part)
-                columns.append(_scores(logits, chunks.targets[part], chunks.details))
-        logprobs, entropies, hits, lse = (torch.cat(column) for column in zip(*columns, strict=True))
+                logits = chunks.adjust(head(hidden[part].to(ctx.dtype)), part)
+                columns.append(_score_chunk(logits, chunks.targets[part], chunks.details))
+        logprobs, entropies, hits, lse = (torch.cat(column) for column in zip(*columns, strict=True))  # (M) each
         ctx.save_for_backward(hidden, weight, bias, entropies, lse)
+        # Tensors go through `save_for_backward` alone, which notices a change in place; the head keeps scale and cap.
         ctx.head, ctx.chunks = head._replace(weight=weight[:0], bias=None), chunks
         ctx.mark_non_differentiable(hits)
         return logprobs, entropies, hits
@@ -104,14 +117,17 @@ class FusedScores(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         hidden_grad = torch.empty_like(hidden)
         for part in ctx.chunks.slices():
-            rows = hidden[part].to(ctx.dtype)
-            slope = _logit_gradient(head, ctx.chunks, part, rows, grads[0], grads[1], entropies, lse)
-            hidden_grad[part] = slope @ head.weight
+            rows = hidden[part].to(ctx.dtype)  # (m, H)
+            logit_grad = _logit_gradient(head, ctx.chunks, part, rows, grads[0], grads[1], entropies, lse)  # (m, V)
+            hidden_grad[part] = logit_grad @ head.weight
             if weight_grad is not None:
-                _add_product(weight_grad, slope, rows)
+                _add_product(weight_grad, logit_grad, rows)
             if bias_grad is not None:
-                bias_grad += slope.sum(0).to(bias_grad.dtype)
+                bias_grad += logit_grad.sum(0).to(bias_grad.dtype)
         return hidden_grad, weight_grad, bias_grad, None, None
+
+
+fused_scores: Callable[[Tensor, Tensor, Tensor | None, LinearHead, Chunks], tuple[Tensor, Tensor, Tensor]] = FusedScores.apply
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -123,16 +139,17 @@ def _cast(head: LinearHead, dtype: torch.dtype) -> LinearHead:
     return head._replace(weight=head.weight.to(dtype), bias=None if head.bias is None else head.bias.to(dtype))
 
 
-def _scores(logits: Tensor, targets: Tensor, details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(m) each: log-probability, entropy, whether the token is the most likely one, log-sum-exp. Uses the logits up."""
+def _score_chunk(logits: Tensor, targets: Tensor, details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(m) each: log-probability, entropy, hit, log-sum-exp of the logits (m, V), which are overwritten."""
     lse = logits.logsumexp(1)
-    picked = logits.gather(1, targets[:, None])[:, 0] - lse
+    logprobs = logits.gather(1, targets[:, None])[:, 0] - lse
     if not details:
-        return picked, torch.zeros_like(picked), torch.zeros_like(targets, dtype=torch.bool), lse
+        return logprobs, torch.zeros_like(logprobs), torch.zeros_like(targets, dtype=torch.bool), lse
     hits = logits.argmax(1) == targets
-    chances = (logits - lse[:, None]).exp_()
-    entropies = lse - chances.mul_(logits.masked_fill_(logits == -torch.inf, 0.0)).sum(1)
-    return picked, entropies, hits, lse
+    probs = (logits - lse[:, None]).exp_()  # (m, V)
+    # H = lse - sum_v p_v z_v; a token of probability 0 has z_v = -inf, and 0 * -inf would be NaN.
+    entropies = lse - probs.mul_(logits.masked_fill_(logits == -torch.inf, 0.0)).sum(1)
+    return logprobs, entropies, hits, lse
 
 
 def _logit_gradient(
@@ -145,29 +162,41 @@ def _logit_gradient(
     entropies: Tensor,
     lse: Tensor,
 ) -> Tensor:
-    """(m, V) gradient by the head's linear output, in the dtype of the rows."""
-    raw = head(rows)
-    # A cap's slope needs its output before temperature and mask, which work in place where nothing was cast.
+    """(m, V) gradient by the head's linear output ``W h + b``, in the dtype of the rows.
+
+    Args:
+        head: the head.
+        chunks: all tokens.
+        part: the chunk.
+        rows: (m, H) hidden states of the chunk.
+        logprob_grads: (M) gradients by the log-probabilities.
+        entropy_grads: (M) gradients by the entropies.
+        entropies: (M).
+        lse: (M) log-sum-exp of the logits.
+    """
+    raw = head(rows)  # (m, V)
+    # d tanh = 1 - tanh^2. Before `adjust`, which may divide and mask `raw` in place.
     cap_slope = 1 - (raw / head.cap).square() if head.cap else None
-    logp = chunks.adjusted(raw, part).sub_(lse[part, None])
-    slope = logp.exp()
-    weight = logprob_grads[part, None].to(slope.dtype)
+    logp = chunks.adjust(raw, part).sub_(lse[part, None])
+    grad = logp.exp()
+    weight = logprob_grads[part, None].to(grad.dtype)  # (m, 1)
     if chunks.details and bool(entropy_grads[part].any()):
-        spread = logp.masked_fill_(logp == -torch.inf, 0.0).add_(entropies[part, None]).mul_(entropy_grads[part, None])
-        slope = slope.mul_(spread.add_(weight)).neg_()
+        # -p_v (g_logprob + g_entropy (log p_v + H)); again 0 * -inf would be NaN.
+        entropy_part = logp.masked_fill_(logp == -torch.inf, 0.0).add_(entropies[part, None]).mul_(entropy_grads[part, None])
+        grad = grad.mul_(entropy_part.add_(weight)).neg_()
     else:
-        slope = slope.mul_(-weight)
-    slope.scatter_add_(1, chunks.targets[part, None], weight)
+        grad = grad.mul_(-weight)
+    grad.scatter_add_(1, chunks.targets[part, None], weight)  # the term [v = y]
     if chunks.temperature is not None:
-        slope = slope.div_(chunks.temperature[part, None])
+        grad = grad.div_(chunks.temperature[part, None])
     if cap_slope is not None:
-        slope = slope.mul_(cap_slope)
-    return (slope if head.scale == 1 else slope.mul_(head.scale)).to(rows.dtype)
+        grad = grad.mul_(cap_slope)
+    return (grad if head.scale == 1 else grad.mul_(head.scale)).to(rows.dtype)
 
 
-def _add_product(total: Tensor, slope: Tensor, rows: Tensor) -> None:
-    """``total += slope^T rows``, without a copy where the types agree."""
-    if total.dtype == slope.dtype:
-        total.addmm_(slope.t(), rows)
+def _add_product(total: Tensor, logit_grad: Tensor, rows: Tensor) -> None:
+    """``total += logit_grad^T rows``: (V, H) from (m, V) and (m, H)."""
+    if total.dtype == logit_grad.dtype:
+        total.addmm_(logit_grad.t(), rows)  # without a second tensor of the weights' size
     else:
-        total += slope.t() @ rows
+        total += logit_grad.t() @ rows

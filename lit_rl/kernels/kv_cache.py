@@ -1,23 +1,32 @@
-"""Repeat, select, join and extend the rows of a transformers cache, convolution and recurrent states included.
+"""KV cache: rows of a transformers cache are repeated, selected, joined, trimmed; memory for new positions is preallocated.
 
-Rows are aligned on the right: column -1 is the last token of every row, and what is left of a row's first token is padding
-that the attention mask leaves out.
+Keys and values are (n, H, S, D). Rows are aligned on the right: column -1 is the last token of every row, and columns
+before a row's first token are padding that the attention mask leaves out. Hybrid models (lfm2 and others) keep
+convolution and recurrent states of fixed size beside keys and values, or instead of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 
 def repeat_cache(cache: DynamicCache, repeats: int) -> None:
-    """Repeat every row ``repeats`` times, one group after another, in place and differentiably."""
-    _apply(cache, lambda state: state.repeat_interleave(repeats, dim=0))
+    """Repeat every row ``repeats`` times, the copies of a row beside each other, in place and differentiably."""
+    for layer in cache.layers:
+        if not isinstance(layer, PreallocatedLayer):  # layers with shared prompts have all their rows from the start
+            _change_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))
 
 
 def select_cache(cache: DynamicCache, rows: Tensor) -> None:
@@ -25,28 +34,29 @@ def select_cache(cache: DynamicCache, rows: Tensor) -> None:
     for layer in cache.layers:
         if isinstance(layer, PreallocatedLayer):
             layer.select(rows)
-    _apply(cache, lambda state: state.index_select(0, rows))
+        else:
+            _change_states(layer, lambda state: state.index_select(0, rows))
 
 
-def make_room(cache: DynamicCache, length: int) -> None:
-    """Let full-attention layers take ``length`` more positions without copying what they hold; for decoding only."""
-    cache.layers = [PreallocatedLayer(layer, length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+def preallocate_cache(cache: DynamicCache, positions: int) -> None:
+    """Preallocate memory for ``positions`` more positions in full-attention layers, in place; for decoding only."""
+    cache.layers = [PreallocatedLayer(layer, positions) if type(layer) is DynamicLayer else layer for layer in cache.layers]
 
 
 def join_caches(cache: DynamicCache, other: DynamicCache) -> None:
-    """Put the rows of another cache behind those of this one, in place; the other one is used up."""
+    """Append the rows of another cache, in place; the other cache must not be used afterwards."""
     for layer, added in zip(cache.layers, other.layers, strict=True):
         if isinstance(layer, PreallocatedLayer):
             layer.join(added)
-        elif getattr(layer, "keys", None) is not None:
-            layer.keys, layer.values = (align_right(getattr(layer, name), getattr(added, name)) for name in ("keys", "values"))
-        if hasattr(layer, "cumulative_length"):
+            continue
+        if isinstance(layer, CacheLayerMixin) and layer.keys is not None:
+            layer.keys, layer.values = align_right(layer.keys, added.keys), align_right(layer.values, added.values)
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            # Columns that the layer has seen: as many as its widest row has, kept or not.
             layer.cumulative_length = max(layer.cumulative_length, added.cumulative_length)
-        for name in ("conv_states", "recurrent_states"):
-            states, more = getattr(layer, name, None) or {}, getattr(added, name, None)
-            for number, state in list(states.items()):
-                if state is not None:
-                    states[number] = torch.cat([state, more[number]])  # type: ignore[index]
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            for states, new in ((layer.conv_states, added.conv_states), (layer.recurrent_states, added.recurrent_states)):
+                states.update({key: torch.cat([state, new[key]]) for key, state in states.items() if state is not None})
 
 
 def trim_cache(cache: DynamicCache, columns: int) -> None:
@@ -54,9 +64,10 @@ def trim_cache(cache: DynamicCache, columns: int) -> None:
     for layer in cache.layers:
         if isinstance(layer, PreallocatedLayer):
             layer.trim(columns)
-        elif getattr(layer, "keys", None) is not None:
+        elif isinstance(layer, CacheLayerMixin) and layer.keys is not None:
             width = layer.keys.shape[-2]
-            if hasattr(layer, "cumulative_length"):  # a sliding window holds the last columns only
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                # It holds only the last columns, which may all be kept.
                 layer.cumulative_length -= columns
                 width = min(width, layer.cumulative_length)
             else:
@@ -64,82 +75,80 @@ def trim_cache(cache: DynamicCache, columns: int) -> None:
             layer.keys, layer.values = layer.keys[:, :, -width:], layer.values[:, :, -width:]
 
 
-class PreallocatedLayer(DynamicLayer):
-    """A cache layer with room: a new position is written beside the old ones, which growing by concatenation multiplicity.
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc,unused-ignore]
+    """Cache layer whose memory is preallocated: a new position is written in place, without a copy of the old ones.
+
+    ``keys`` and ``values`` are views of the part that is written.
 
     Args:
         layer: a filled layer; its states move here.
-        room: positions to make room for.
+        spare: positions to allocate beyond the filled ones.
     """
 
-    def __init__(self, layer: DynamicLayer, room: int) -> None:
+    def __init__(self, layer: DynamicLayer, spare: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
-        self.room = room
-        self._fill(layer.keys, layer.values)
+        self.spare = spare
+        self._allocate(layer.keys, layer.values)
 
-    def _fill(self, keys: Tensor, values: Tensor) -> None:
+    def _allocate(self, keys: Tensor, values: Tensor) -> None:
         self.length = keys.shape[-2]
-        self._keys, self._values = (_with_room(state, self.room) for state in (keys, values))
-        self._show()
+        self._key_memory, self._value_memory = _enlarged(keys, self.spare), _enlarged(values, self.spare)
+        self._update_views()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         end = self.length + key_states.shape[-2]
-        if end > self._keys.shape[-2]:
-            self._fill(self.keys, self.values)
-        self._keys[:, :, self.length : end] = key_states
-        self._values[:, :, self.length : end] = value_states
+        if end > self._key_memory.shape[-2]:
+            self._allocate(self.keys, self.values)
+        self._key_memory[:, :, self.length : end] = key_states
+        self._value_memory[:, :, self.length : end] = value_states
         self.length = end
-        self._show()
+        self._update_views()
         return self.keys, self.values
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows, in the same memory: none is copied that stands where it belongs."""
+        """Keep only these rows (1-D index tensor), in the same memory."""
+        # Copying only the rows that move makes it cheap to drop the last ones.
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        for buffer in (self._keys, self._values):
-            buffer[moved, :, : self.length] = buffer[rows[moved], :, : self.length]
-        self._keys, self._values = self._keys[: len(rows)], self._values[: len(rows)]
-        self._show()
+        for memory in (self._key_memory, self._value_memory):
+            memory[moved, :, : self.length] = memory[rows[moved], :, : self.length]
+        self._key_memory, self._value_memory = self._key_memory[: len(rows)], self._value_memory[: len(rows)]
+        self._update_views()
 
     def trim(self, columns: int) -> None:
         """Cut off the first columns."""
-        self._keys, self._values = self._keys[:, :, columns:], self._values[:, :, columns:]
+        self._key_memory, self._value_memory = self._key_memory[:, :, columns:], self._value_memory[:, :, columns:]
         self.length -= columns
-        self._show()
+        self._update_views()
 
-    def join(self, other: PreallocatedLayer) -> None:
-        """Put the rows of another layer behind one's own."""
-        self._fill(align_right(self.keys, other.keys), align_right(self.values, other.values))
+    def join(self, other: Self) -> None:
+        """Append the rows of another layer."""
+        self._allocate(align_right(self.keys, other.keys), align_right(self.values, other.values))
 
-    def _show(self) -> None:
-        self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+    def _update_views(self) -> None:
+        self.keys, self.values = self._key_memory[:, :, : self.length], self._value_memory[:, :, : self.length]
 
 
-def _with_room(state: Tensor, room: int) -> Tensor:
+def _enlarged(state: Tensor, spare: int) -> Tensor:
+    """(n, H, S, D) -> (n, H, S + spare, D), the new columns not initialized."""
     rows, heads, width, size = state.shape
-    buffer = state.new_empty(rows, heads, width + room, size)
-    buffer[:, :, :width] = state
-    return buffer[:]  # a view, as it is after rows have left: a compiled step tells them apart
+    memory = state.new_empty(rows, heads, width + spare, size)
+    memory[:, :, :width] = state
+    # A view, as the memory is after rows have left: a compiled step would be compiled anew for the difference.
+    return memory[:]
 
 
 def align_right(first: Tensor, second: Tensor) -> Tensor:
-    """Rows of both, the shorter ones with zeros on their left: (n, H, S, D) and (m, H, T, D) -> (n + m, H, max, D)."""
+    """Rows of both, the narrower ones with zeros on their left: (n, H, S, D) and (m, H, T, D) -> (n + m, H, max, D)."""
     width = max(first.shape[-2], second.shape[-2])
-    padded = [torch.nn.functional.pad(state, (0, 0, width - state.shape[-2], 0)) for state in (first, second)]
-    return torch.cat(padded)
+    return torch.cat([pad(state, (0, 0, width - state.shape[-2], 0)) for state in (first, second)])
 
 
-def _apply(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> None:
-    for layer in cache.layers:
-        if isinstance(layer, PreallocatedLayer):
-            continue
-        for name in ("keys", "values"):
-            state = getattr(layer, name, None)
-            if state is not None and state.numel() > 0:
-                setattr(layer, name, change(state))
-        # Hybrid models (lfm2 and others) keep fixed-size states beside or instead of keys and values.
-        for name in ("conv_states", "recurrent_states"):
-            states: dict[int, Tensor | None] = getattr(layer, name, None) or {}
-            for number, state in list(states.items()):
-                if state is not None:
-                    states[number] = change(state)
+def _change_states(layer: CacheLayerMixin | LinearAttentionCacheLayerMixin, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace every state of a layer by a function of it."""
+    # Keys of a layer that was never run are empty and have no rows.
+    if isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.keys.numel() > 0:
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        for states in (layer.conv_states, layer.recurrent_states):
+            states.update({key: change(state) for key, state in states.items() if state is not None})

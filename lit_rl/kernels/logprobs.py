@@ -1,7 +1,7 @@
 """Log-probability and entropy of given tokens, without ever holding all logits.
 
-The head is applied to as many token positions at a time as fit a fixed count of logits, and recomputed in the backward
-pass, so that peak memory grows with ``chunk x vocabulary`` and never with ``tokens x vocabulary``.
+The head is applied to as many token positions at a time as fit a fixed count of logits, and again in the backward pass.
+Peak memory grows with ``chunk x vocabulary``, never with ``tokens x vocabulary``.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lit_rl.kernels.fused_head import Chunks, FusedScores, LinearHead, kept_mask
+from lit_rl.kernels.fused_head import Chunks, LinearHead, fused_scores
 from lit_rl.types import TokenScores
 
 LOGITS_PER_CHUNK = 2**23
-"""Logits held at once, as a count of numbers: 32 MiB in float32."""
-HEAD_SHARE = 4
-"""A chunk may hold a quarter as many logits as the head has weights, since each chunk adds to the gradient of all of them."""
+"""Logits held at a time: 32 MiB in float32."""
+WEIGHTS_PER_LOGIT = 4
+"""Weights of the head for each logit that a chunk may hold in any case: every chunk adds to the gradient of all weights."""
 
 
 def distribution(logits: Tensor, temperature: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
-    """Log-probabilities of the distribution that tokens are drawn from: (M, V) logits -> (M, V) float32.
+    """Log-probabilities of the distribution that tokens are drawn from.
 
     Args:
         logits: (M, V).
-        temperature: (M), None for 1.
-        kept: (M, V) bool, the tokens that top-k and top-p left; the others get -inf and the rest is renormalised.
+        temperature: (M); None for 1.
+        kept: (M, V) bool, True at the tokens that top-k and top-p left; the others get -inf, and the rest is renormalised.
+
+    Returns:
+        (M, V) in at least float32.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature is not None:
@@ -38,7 +41,8 @@ def distribution(logits: Tensor, temperature: Tensor | None = None, kept: Tensor
 
 
 def entropy(logprobs: Tensor) -> Tensor:
-    """``-sum_v p_v log p_v`` in nats: (..., V) log-probabilities -> (...); a token of probability 0 adds nothing."""
+    """Entropy ``-sum_v p_v log p_v`` in nats: (..., V) log-probabilities -> (...)."""
+    # A token of probability 0 adds nothing; 0 * -inf would be NaN.
     return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
 
 
@@ -54,50 +58,52 @@ def score_tokens(
 ) -> TokenScores:
     """Score M tokens from the hidden states that predict them.
 
-    Through a `LinearHead` the gradient is worked out by hand (`lit_rl.kernels.fused_head`); through any other head by autograd, which
-    takes longer.
+    A `LinearHead` has a gradient worked out by hand (`lit_rl.kernels.fused_head`). Any other head is differentiated by
+    autograd, which takes longer.
 
     Args:
         hidden: (M, H) hidden states.
         targets: (M) token ids.
         head: (m, H) -> (m, V) logits.
         vocabulary: V.
-        temperature: (M), None for 1.
-        kept: flat ids (K) and counts (M) of the tokens to renormalise on, None for all.
+        temperature: (M); None for 1.
+        kept: ids (K) and counts (M) of the tokens to renormalise on, see `lit_rl.kernels.fused_head.kept_mask`; None for all.
         entropy_grad: whether the entropy carries gradient.
-        details: whether entropies and hits are wanted at all; without it they are zeros, and two passes over the logits less.
+        details: whether to compute entropies and hits; otherwise they are zeros, which saves two passes over the logits.
 
     Returns:
         Scores of M tokens in float32 (float64 for a float64 model).
     """
     offsets = [0] if kept is None else torch.cat([kept[1].new_zeros(1), kept[1].cumsum(0)]).tolist()
-    if isinstance(head, LinearHead) and len(hidden):
-        size = max(1, LOGITS_PER_CHUNK // vocabulary, hidden.shape[1] // HEAD_SHARE)
-        ids, counts = kept or (None, None)
-        chunks = Chunks(size, targets, temperature, ids, counts, offsets, details or entropy_grad)
-        scores = TokenScores(*FusedScores.apply(hidden, head.weight, head.bias, head, chunks))
-        return scores if entropy_grad else scores._replace(entropies=scores.entropies.detach())
+    chunks = Chunks(max(1, LOGITS_PER_CHUNK // vocabulary), targets, temperature, kept, offsets, details or entropy_grad)
+    if not isinstance(head, LinearHead) or not len(hidden):
+        return _score_by_autograd(hidden, head, vocabulary, chunks, entropy_grad)
+    chunks = chunks._replace(size=max(chunks.size, hidden.shape[1] // WEIGHTS_PER_LOGIT))
+    scores = TokenScores(*fused_scores(hidden, head.weight, head.bias, head, chunks))
+    return scores if entropy_grad else scores._replace(entropies=scores.entropies.detach())
 
-    def chunk_scores(rows: Tensor, tokens: Tensor, heat: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
-        logp = distribution(head(rows), heat, mask)
-        picked = logp.gather(1, tokens[:, None])[:, 0]
-        if not (details or entropy_grad):
-            return picked, torch.zeros_like(picked), torch.zeros_like(tokens, dtype=torch.bool)
-        spread = entropy(logp if entropy_grad else logp.detach())
-        return picked, spread, logp.detach().argmax(1) == tokens
 
-    size = max(1, LOGITS_PER_CHUNK // vocabulary)
-    pieces: list[tuple[Tensor, ...]] = []
-    for start in range(0, max(len(hidden), 1), size):
-        part = slice(start, start + size)
-        mask = None
-        if kept is not None:
-            stop = min(start + size, len(hidden))
-            mask = kept_mask(kept[0][offsets[start] : offsets[stop]], kept[1][part], vocabulary)
-        args = (hidden[part], targets[part], None if temperature is None else temperature[part], mask)
-        # One chunk is small enough to keep; recomputing it would only cost time.
-        if len(hidden) <= size or not torch.is_grad_enabled():
-            pieces.append(chunk_scores(*args))
+def _score_by_autograd(
+    hidden: Tensor, head: LinearHead | Callable[[Tensor], Tensor], vocabulary: int, chunks: Chunks, entropy_grad: bool
+) -> TokenScores:
+    """`score_tokens`, the logits of each chunk recomputed in the backward pass."""
+
+    def score_chunk(rows: Tensor, targets: Tensor, temperature: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
+        logp = distribution(head(rows), temperature, mask)  # (m, V)
+        logprobs = logp.gather(1, targets[:, None])[:, 0]
+        if not chunks.details:
+            return logprobs, torch.zeros_like(logprobs), torch.zeros_like(targets, dtype=torch.bool)
+        entropies = entropy(logp if entropy_grad else logp.detach())
+        return logprobs, entropies, logp.detach().argmax(1) == targets
+
+    scores: list[tuple[Tensor, ...]] = []
+    # Without a token one empty chunk is scored, so that the result still has a gradient, of 0.
+    for part in chunks.slices() or [slice(0, 0)]:
+        temperature = None if chunks.temperature is None else chunks.temperature[part]
+        args = (hidden[part], chunks.targets[part], temperature, chunks.mask(part, vocabulary))
+        # A single chunk is small enough to keep; recomputing it would only cost time.
+        if len(hidden) <= chunks.size or not torch.is_grad_enabled():
+            scores.append(score_chunk(*args))
         else:
-            pieces.append(checkpoint(chunk_scores, *args, use_reentrant=False, preserve_rng_state=False))
-    return TokenScores(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+            scores.append(checkpoint(score_chunk, *args, use_reentrant=False, preserve_rng_state=False))
+    return TokenScores(*(torch.cat(column) for column in zip(*scores, strict=True)))

@@ -1,4 +1,4 @@
-"""A policy's forward passes by ``torch.compile``: fewer passes over memory, for a wait at the start."""
+"""Compiled policies: forward passes by ``torch.compile`` read memory fewer times, after a wait at the start."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from lit_rl.models.policy import Policy
 
 
 def compile_policy(policy: Policy, decoding: bool = True) -> None:
-    """Compile the learner's layers, one by one since they are alike, and the decoding step as a whole.
+    """Compile the learner's layers one by one, and the decoding step as a whole.
 
-    A layer's ``forward`` is compiled and not the module, so that hooks (sharding, gradient checkpointing) stay outside.
+    Layers are alike, so the compiler works for the first one only. A layer's ``forward`` is compiled instead of the module,
+    so that hooks (sharding, gradient checkpointing) stay outside.
 
     Args:
         policy: changed in place; copy it before.
-        decoding: whether to compile the decoding step too; where weights are sharded, hooks would cut it into pieces.
+        decoding: whether to compile the decoding step too; hooks of sharded weights would cut it into pieces.
 
     Raises:
         ValueError: without a C++ compiler, which torch.compile calls.
@@ -32,7 +33,7 @@ def compile_policy(policy: Policy, decoding: bool = True) -> None:
         layer.forward = torch.compile(layer.forward, dynamic=True)
     policy.compiled = True
     if decoding:
-        policy.compiled_step = torch.compile(policy.step, dynamic=True)
+        policy.compiled_step = torch.compile(policy.eager_step, dynamic=True)
 
 
 def decoder_layers(policy: Policy) -> Iterator[nn.Module]:

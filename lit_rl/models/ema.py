@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """An exponential moving average of a model's trainable weights, at least in float32.
+    """Exponential moving average of a model's trainable weights, at least in float32.
 
-    It is no ``nn.Module`` and so stays out of the module's parameters and exports.
+    Not an ``nn.Module``, so that parameters and exports do not hold the averages.
 
     Args:
-        decay: share of the average that an update keeps; 1 keeps the weights of the first one, 0 follows the model.
+        decay: share of the average that an update keeps; 1 keeps the weights of the first update, 0 follows the model.
     """
 
     def __init__(self, decay: float) -> None:
@@ -24,7 +24,12 @@ class WeightAverage:
         self.step = -1
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the model's weights, once per optimizer step: a rollout that is filled up counts once."""
+        """Take in the model's weights, unless that was done at this optimizer step.
+
+        Args:
+            model: the model.
+            step: optimizer steps taken; a rollout that is filled up by several draws asks several times at one step.
+        """
         if step == self.step:
             return
         for name, weight in _trainable(model):
@@ -35,7 +40,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """The model with the averages as weights; afterwards it has its own tensors again, even after an exception."""
+        """Run the model with averages for weights; its own tensors come back afterwards, also after an exception."""
         own = {name: weight.data for name, weight in _trainable(model)}
         try:
             for name, weight in _trainable(model):

@@ -1,4 +1,4 @@
-"""A policy as a Hugging Face folder, which transformers and the next run's ``policy.pretrained`` open."""
+"""Export of a policy as a Hugging Face folder, which transformers and the next run's ``policy.pretrained`` open."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lit_rl.models.value_head import save_value_head
 
 
 class WholeWeights(NamedTuple):
-    """A policy's weights, unsharded and on the CPU."""
+    """Weights of a policy, unsharded and on the CPU."""
 
     model: dict[str, Tensor]
     value_head: dict[str, Tensor]
-    """Empty without one."""
+    """Empty without a value head."""
 
 
 def whole_weights(policy: Policy) -> WholeWeights:
-    """The policy's weights; every rank must call, rank 0 gets them."""
+    """Weights of a policy, for rank 0; every rank must call, since sharded weights are gathered."""
     head = {} if policy.value_head is None else _whole(policy.value_head)
     return WholeWeights(_whole(policy.model), head)
 
@@ -37,15 +37,15 @@ def _whole(module: nn.Module) -> dict[str, Tensor]:
 
 
 def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: WholeWeights) -> None:
-    """Write model, tokenizer and value head; the folder is replaced as a whole or not at all.
+    """Write model, tokenizer and value head; the folder is replaced whole or not at all.
 
-    An adapter is saved as one where its base can be opened by name or folder; on a base from scratch, or one that had
-    merged an earlier adapter, it is merged, since nothing could open it alone.
+    An adapter is saved alone if its base can be opened by name or folder. On a base from scratch, or a base that an earlier
+    adapter was merged into, it is merged, since nothing could open it alone.
 
     Args:
         policy: the policy.
         tokenizer: its tokenizer.
-        folder: where to.
+        folder: path of the export.
         weights: from `whole_weights`.
     """
     base = policy.spec.pretrained
@@ -53,7 +53,7 @@ def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Pa
         if policy.spec.lora and (base is None or is_adapter(base)):
             _merged(policy, weights.model).save_pretrained(new)
         else:
-            policy.model.save_pretrained(new, state_dict=dict(weights.model))  # it empties the dict that it is given
+            policy.model.save_pretrained(new, state_dict=dict(weights.model))  # a copy: save_pretrained empties the dict
         if weights.value_head:
             save_value_head(weights.value_head, new)
         tokenizer.save_pretrained(new)
@@ -61,7 +61,7 @@ def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 @torch.no_grad()
 def _merged(policy: Policy, weights: dict[str, Tensor]) -> Any:
-    """A merged copy; merging and unmerging in place would round the weights that training goes on with."""
+    """A merged copy of the model; merging and unmerging in place would round the weights that training goes on with."""
     model = copy.deepcopy(policy.model).cpu()
     model.load_state_dict(weights)
     return model.merge_and_unload()

@@ -1,4 +1,4 @@
-"""From a `PolicySpec` to a causal language model and its tokenizer: pretrained, or from scratch by a config."""
+"""Loading of a causal language model and its tokenizer as a `PolicySpec` names them: pretrained, or from scratch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lit_rl.models.spec import LoRASpec, PolicySpec
 from lit_rl.options import first_line
@@ -34,19 +41,18 @@ TASK_TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "rpn13": partial(rpn_tokenizer, 13),
     "rpn113": partial(rpn_tokenizer, 113),
 }
-"""Tokenizers of `lit_rl.tasks`, by the name that `PolicySpec.tokenizer` knows them by."""
+"""Tokenizers of `lit_rl.tasks`, by their names in `PolicySpec.tokenizer`."""
 
 
 def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     """The policy's tokenizer, padded on the left.
 
     Raises:
-        ValueError: where it is neither a task's tokenizer nor to be found, or has no end token.
+        ValueError: if it cannot be found, or has no end token.
     """
     if spec.tokenizer in TASK_TOKENIZERS:
         return TASK_TOKENIZERS[spec.tokenizer]()
-    source = spec.tokenizer or spec.pretrained
-    assert source is not None
+    source = str(spec.tokenizer or spec.pretrained)  # the spec has one of them
     key = "tokenizer" if spec.tokenizer else "pretrained"
     _refuse_missing_folder(source, key)
     try:
@@ -56,13 +62,17 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.policy.{key}: the tokenizer at {source!r} has no end token; completions could never end.")
     if tokenizer.pad_token_id is None:
-        # Only fills up rows: masks come from lengths, so sharing an id with the end token is harmless.
+        # Padding only fills up rows: masks come from lengths, so sharing an id with the end token is harmless.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_model(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """The causal language model, with adapters where the spec asks for them."""
+    """The causal language model, with adapters if the spec asks for them.
+
+    Raises:
+        ValueError: if it cannot be opened or built, or embeds fewer tokens than the tokenizer has.
+    """
     dtype = getattr(torch, spec.dtype)
     model = _pretrained(spec, dtype) if spec.pretrained else _from_scratch(spec, tokenizer, dtype)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -78,14 +88,20 @@ def load_model(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> nn.Modul
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token id that ends a completion; a model may name several."""
+    """Token ids that end a completion, in ascending order: the tokenizer's, and those that the model names."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = [] if named is None else [named] if isinstance(named, int) else list(named)
     return sorted({*ids, tokenizer.eos_token_id})
 
 
+def position_limit(config: PretrainedConfig) -> int | None:
+    """Tokens that fit into a model's positions; None for no limit."""
+    # Bloom's positions are ALiBi's, without a limit; its config may name one all the same.
+    return None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+
+
 def is_adapter(source: str) -> bool:
-    """Whether the folder holds a peft adapter and no whole model."""
+    """Whether the folder holds a peft adapter instead of a whole model."""
     return (Path(source) / "adapter_config.json").is_file()
 
 
@@ -130,7 +146,7 @@ def _with_adapter(model: PreTrainedModel, lora: LoRASpec) -> nn.Module:
 
 
 def _refuse_missing_folder(source: str, key: str) -> None:
-    """A hub name is ``name`` or ``owner/name``; anything else that does not exist was meant as a folder."""
+    """Refuse a path that does not exist before the hub is asked; hub names are ``name`` or ``owner/name``."""
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.split("/")[0] == "runs"
     if looks_like_path and not Path(source).expanduser().is_dir():
         raise ValueError(f"model.policy.{key}: the folder {source!r} does not exist; give an exported folder or a hub name.")

@@ -1,14 +1,16 @@
 """A causal language model as a policy: next-token logits for sampling, log-probabilities of given tokens for learning.
 
-A prompt is computed once per group, and padding not at all, where the model can be packed (`lit_rl.kernels.packing`). Where it cannot,
-`Policy.score` runs the prompts once, with gradient, through a cache, repeats the cache for the rows of each group and runs only
-the completions on it; under gradient checkpointing, which switches the cache off, it then falls back to whole rows. Logits
-exist only chunk by chunk (see `lit_rl.kernels.logprobs`).
+The learner has three ways to hidden states, by what the model is capable of:
+
+    packed          real tokens only, each prompt once per group (`lit_rl.kernels.packing`)
+    shared prompts  each prompt once, with gradient, through a cache that is repeated for the rows of its group
+    whole rows      padded rows of prompt and completion; also under gradient checkpointing, which switches the cache off
+
+Logits exist only chunk by chunk (`lit_rl.kernels.logprobs`).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -22,7 +24,7 @@ from lit_rl.kernels.kv_cache import PreallocatedLayer, repeat_cache, select_cach
 from lit_rl.kernels.logprobs import score_tokens
 from lit_rl.kernels.packing import Packed, packed_options
 from lit_rl.models.capabilities import Capabilities
-from lit_rl.models.loading import end_tokens, load_model
+from lit_rl.models.loading import end_tokens, load_model, position_limit
 from lit_rl.models.spec import PolicySpec
 from lit_rl.models.value_head import ValueHead, load_value_head
 from lit_rl.rollouts import Rollouts
@@ -30,11 +32,11 @@ from lit_rl.types import PromptBatch, TokenBatch, TokenScores
 
 
 class Policy(nn.Module):
-    """The model that learns, and what its objectives ask of it.
+    """Causal language model that samplers and objectives ask for logits, log-probabilities and values.
 
     Args:
-        spec: where the model comes from.
-        tokenizer: its tokenizer.
+        spec: names the model.
+        tokenizer: the model's tokenizer.
     """
 
     def __init__(self, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,14 +48,13 @@ class Policy(nn.Module):
         self.end_tokens = end_tokens(causal_lm, tokenizer)
         self.value_head: ValueHead | None = None
         self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]
-        self._takes_positions = "position_ids" in inspect.signature(causal_lm.get_decoder().forward).parameters
-        self.capabilities = Capabilities.from_config(spec, causal_lm.config)  # `lit_rl.sampling.check` finds out the rest
-        # Set by `compile_policy`: whether layers are compiled, and the compiled `step`, if it is compiled too.
+        self.capabilities = Capabilities.declared(spec, causal_lm)  # `lit_rl.sampling.check` finds the others
+        # Set by `compile_policy`: whether layers are compiled, and the compiled `eager_step`, if it is compiled too.
         self.compiled = False
         self.compiled_step: Callable[..., Tensor] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
-        """Move and cast, but keep the precision of buffers that are no weights: in bfloat16 rotary angles drift."""
+        """Move and cast, but keep the precision of buffers that are not saved: in bfloat16 rotary angles drift."""
         kept = [
             (module, name, buffer)
             for module in self.modules()
@@ -72,18 +73,17 @@ class Policy(nn.Module):
 
     @property
     def context(self) -> int | None:
-        """Tokens that fit into the model's positions; None where nothing limits them (ALiBi)."""
-        config = self.causal_lm.config
-        return None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+        """Tokens that fit into the model's positions; None for no limit."""
+        return position_limit(self.causal_lm.config)
 
     def add_value_head(self) -> None:
-        """Make it a critic too, with the head that was exported beside the weights it starts from, or a new one."""
+        """Add a critic on the trunk: the head that was exported beside the pretrained weights, or a new one."""
         width = self.causal_lm.get_output_embeddings().weight.shape[1]
         self.value_head = ValueHead(width, torch.float64 if self.spec.dtype == "float64" else torch.float32)
         load_value_head(self.value_head, self.spec.pretrained)
 
     def disable_dropout(self) -> None:
-        """Set every dropout and router jitter to 0, so that sampler and learner see one policy while staying in train mode."""
+        """Set every dropout and router jitter to 0, so that sampler and learner see one policy in train mode too."""
         for module in self.modules():
             for name, value in vars(module).items():
                 if ("drop" in name or name == "jitter_noise") and isinstance(value, float):
@@ -93,61 +93,64 @@ class Policy(nn.Module):
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """The model as it was before the adapter: the reference policy of a LoRA run."""
+        """Run the model without its adapter, if it has one: the reference policy of a LoRA run."""
         with self.model.disable_adapter() if self.spec.lora else nullcontext():
             yield
 
     def prefill(self, prompts: PromptBatch) -> tuple[Tensor, DynamicCache]:
-        """Next-token logits (P, V) of every prompt, and the cache of its keys and values."""
+        """Next-token logits (P, V) of every prompt, and the cache of the prompts' keys and values."""
         cache = DynamicCache(config=self.causal_lm.config)
         with self._uncompiled():
             hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)
         return self._logits(hidden[:, -1]), cache
 
-    def decode(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    def decode_step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Logits (n, V) after one more token in each row.
 
         Args:
             tokens: (n) the tokens sampled last.
             mask: (n, L + t) bool over everything in the cache and this token.
-            positions: (n) the position of this token in its row.
+            positions: (n) position of this token in its row.
             cache: grows by one position.
         """
-        # With a window or a convolution transformers must make its own masks from this one; otherwise it is the mask.
+        # Layers with a window or a convolution get the 2-D mask, from which transformers makes masks of their own.
         plain = self.capabilities.shares_keys and all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
         mask = mask[:, None, None] if plain else mask
-        # One row alone, and prompts that are shared, would each be compiled anew.
-        if (
-            self.compiled_step is not None
-            and len(tokens) > 1
-            and all(type(layer) is PreallocatedLayer for layer in cache.layers)
-        ):
+        # The compiler would work again for a single row, and for layers with shared prompts.
+        compiled = len(tokens) > 1 and all(type(layer) is PreallocatedLayer for layer in cache.layers)
+        if compiled and self.compiled_step is not None:
             return self.compiled_step(tokens, mask, positions, cache)
         with self._uncompiled():
-            return self.step(tokens, mask, positions, cache)
+            return self.eager_step(tokens, mask, positions, cache)
 
-    def step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """`decode` with the mask as the model wants it."""
+    def eager_step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """`decode_step` with a mask of 2 dimensions, or of 4: (n, 1, 1, L + t)."""
         return self._logits(self._trunk(tokens[:, None], mask, positions[:, None], cache)[:, -1])
 
     def score(self, rollouts: Rollouts, entropy_grad: bool = False, details: bool = True) -> TokenScores:
-        """Score the sampled tokens under this policy, at their sampling temperature and support: each (N, T).
+        """Scores (N, T) of the sampled tokens under this policy, at their sampling temperature and support; 0 elsewhere.
 
-        Values behind a row's length are 0; ``details`` asks for entropies and hits too.
+        Args:
+            rollouts: the rows.
+            entropy_grad: whether entropies carry gradient.
+            details: whether to compute entropies and hits.
         """
-        return self._score(self.hidden_states(rollouts, self.capabilities.packs), rollouts, entropy_grad, details)
+        return self._score(self.hidden_states(rollouts), rollouts, entropy_grad, details)
 
     def values(self, rollouts: Rollouts) -> Tensor:
-        """What the critic expects before each sampled token: (N, T), 0 behind a row's length."""
-        assert self.value_head is not None
-        return _scatter(self.value_head(self.hidden_states(rollouts, self.capabilities.packs)), rollouts.sampled)
+        """(N, T) returns that the critic expects before each sampled token; 0 elsewhere."""
+        return self._values(self.hidden_states(rollouts), rollouts)
 
     def score_with_values(self, rollouts: Rollouts, entropy_grad: bool, detached: bool) -> tuple[TokenScores, Tensor]:
         """`score` and `values` from one pass; ``detached`` keeps the gradient of the values out of the trunk."""
-        assert self.value_head is not None
-        hidden = self.hidden_states(rollouts, self.capabilities.packs)
-        values = self.value_head(hidden.detach() if detached else hidden)
-        return self._score(hidden, rollouts, entropy_grad, False), _scatter(values, rollouts.sampled)
+        hidden = self.hidden_states(rollouts)
+        values = self._values(hidden.detach() if detached else hidden, rollouts)
+        return self._score(hidden, rollouts, entropy_grad, False), values
+
+    def _values(self, hidden: Tensor, rollouts: Rollouts) -> Tensor:
+        if self.value_head is None:
+            raise ValueError("this policy has no value head; call add_value_head() first.")
+        return _scatter(self.value_head(hidden), rollouts.sampled)
 
     def _score(self, hidden: Tensor, rollouts: Rollouts, entropy_grad: bool, details: bool) -> TokenScores:
         mask, support = rollouts.sampled, rollouts.support
@@ -164,47 +167,47 @@ class Policy(nn.Module):
         return TokenScores(*(_scatter(value, mask) for value in scores))
 
     def score_sequences(self, batch: TokenBatch) -> TokenScores:
-        """Score the targets of whole sequences: each (N, S), 0 elsewhere."""
+        """Scores (N, S) of the targets of whole sequences; 0 elsewhere."""
         mask, target = batch.mask, batch.target
-        predicts = target.roll(-1, dims=1)  # the state before a target; column 0 is never a target
+        predicts = target.roll(-1, dims=1)  # (N, S), tokens before a target; column 0 is never a target
         if self.capabilities.packs:
             nothing = batch.lengths[:0]
             packed = Packed(batch.ids, mask, batch.ids[:0], nothing, nothing)
-            hidden = self._packed_trunk(packed)[packed.prompts[predicts[:, : packed.prompts.shape[1]]]]
+            hidden = self._packed_trunk(packed)[packed.prompt_places[predicts[:, : packed.prompt_places.shape[1]]]]
         else:
             hidden = self._trunk(batch.ids, mask, _positions(mask))[predicts]
         scores = score_tokens(hidden, batch.ids[target], self.head(), self.vocabulary)
         return TokenScores(*(_scatter(value, target) for value in scores))
 
-    def hidden_states(self, rollouts: Rollouts, packed: bool) -> Tensor:
-        """Hidden states (M, H) that predict the M sampled tokens, row by row."""
-        if packed:
+    def hidden_states(self, rollouts: Rollouts) -> Tensor:
+        """(M, H) hidden states that predict the M sampled tokens, row by row."""
+        if self.capabilities.packs:
             return self._packed(rollouts)
-        whole = self._shared_prompts(rollouts) if self.capabilities.shares_prompts else self._whole_rows(rollouts)
-        return whole[rollouts.sampled]
+        rows = self._shared_prompts(rollouts) if self.capabilities.shares_prompts else self._whole_rows(rollouts)
+        return rows[rollouts.sampled]
 
     def _packed(self, rollouts: Rollouts) -> Tensor:
         prompts, owner = rollouts.prompts, rollouts.prompt
         packed = Packed(prompts.ids, prompts.mask, rollouts.completion_ids, rollouts.lengths - 1, owner)
-        before = torch.cat([packed.last_of_prompts[owner, None], packed.rows], dim=1)  # (N, T)
+        before = torch.cat([packed.last_of_prompts[owner, None], packed.row_places], dim=1)  # (N, T)
         return self._packed_trunk(packed)[before[rollouts.sampled]]
 
     def _packed_trunk(self, packed: Packed) -> Tensor:
-        """Hidden states (M, H) of a packed sequence."""
+        """(K, H) hidden states of a packed sequence of K tokens."""
         out = self.causal_lm.get_decoder()(**packed_options(packed), use_cache=False)
         return out.last_hidden_state[0]
 
     def _shared_prompts(self, rollouts: Rollouts) -> Tensor:
-        """Hidden states (N, T, H) that predict the completion tokens, each prompt run once."""
+        """(N, T, H) hidden states that predict the completion tokens; each prompt is run once."""
         with self._uncompiled():
             return self._on_repeated_cache(rollouts)
 
     def _on_repeated_cache(self, rollouts: Rollouts) -> Tensor:
         prompts, owner = rollouts.prompts, rollouts.prompt
         cache = DynamicCache(config=self.causal_lm.config)
-        last = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)[:, -1:]
-        last = last.index_select(0, owner)
-        inputs = rollouts.completion_ids[:, :-1]
+        last = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)[:, -1:]  # (P, 1, H)
+        last = last.index_select(0, owner)  # (N, 1, H)
+        inputs = rollouts.completion_ids[:, :-1]  # (N, T - 1): the last token predicts nothing
         if inputs.shape[1] == 0:
             return last
         if (repeats := rollouts.rows_per_prompt) is not None:
@@ -217,18 +220,19 @@ class Policy(nn.Module):
         return torch.cat([last, self._trunk(inputs, mask, positions, cache)], dim=1)
 
     def _whole_rows(self, rollouts: Rollouts) -> Tensor:
-        """The same states from the padded rows of prompt and completion."""
+        """(N, T, H) hidden states that predict the completion tokens, from padded rows of prompt and completion."""
         prompts, owner = rollouts.prompts, rollouts.prompt
         ids = torch.cat([prompts.ids[owner], rollouts.completion_ids[:, :-1]], dim=1)
         mask = torch.cat([prompts.mask[owner], rollouts.mask[:, :-1]], dim=1)
         return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 :]
 
     def _uncompiled(self) -> AbstractContextManager[None]:
-        """Layers run uncompiled on a cache: each looks up its own place there and would be compiled for itself."""
+        """Run layers uncompiled on a cache: each finds its states there by its number, and would be compiled for itself."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        """(n, S, H) hidden states of the tokens (n, S), after the tokens in the cache if one is given."""
+        options: dict[str, Any] = {"position_ids": positions} if self.capabilities.takes_positions else {}
         out = self.causal_lm.get_decoder()(
             input_ids=ids,
             attention_mask=mask if mask.dim() == 4 else mask.long(),
@@ -239,7 +243,7 @@ class Policy(nn.Module):
         return out.last_hidden_state
 
     def head(self) -> LinearHead | Callable[[Tensor], Tensor]:
-        """The model's own head with what its config does to logits (Cohere, Granite, Gemma)."""
+        """The model's own head: hidden states to logits, scaled and capped by its config (Cohere, Granite, Gemma)."""
         config, output = self.causal_lm.config, self.causal_lm.get_output_embeddings()
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None) or 0.0
@@ -257,10 +261,10 @@ class Policy(nn.Module):
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Position of each token among the tokens that count in its row: (N, S) bool -> (N, S)."""
+    """Position of each token among the tokens that count in its row: (n, S) bool -> (n, S)."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
-    """Put the values of the masked places back into their rows; 0 elsewhere."""
+    """Table (n, S) with the values (M) at the M places where the mask is True, row by row; 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,4 +1,4 @@
-"""Sharded policies (FSDP2): sharding a policy layer by layer, and unsharding its weights for a rollout."""
+"""Sharded policies (FSDP2): shards a policy layer by layer, and unshards its weights for a rollout."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     for layer in decoder_layers(policy):
         fully_shard(layer, mesh=data_mesh)
     if policy.value_head is not None:
-        fully_shard(policy.value_head, mesh=data_mesh)  # by itself: it is in a precision of its own
+        fully_shard(policy.value_head, mesh=data_mesh)  # alone: a sharded unit has one precision
     fully_shard(policy, mesh=data_mesh)
-    for entrance in ("prefill", "decode", "score", "score_sequences", "values", "score_with_values"):
+    for entrance in ("prefill", "decode_step", "score", "score_sequences", "values", "score_with_values"):
         register_fsdp_forward_method(policy, entrance)
 
 
 @contextmanager
 def unsharded_weights(policies: list[Policy]) -> Iterator[None]:
-    """Hold whole weights on every rank meanwhile, so that ranks may run different numbers of forwards."""
+    """Hold whole weights on every rank inside the block, so that ranks may run different numbers of forwards."""
     sharded = [module for policy in policies for module in policy.modules() if _is_sharded(module)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)  # type: ignore[operator]

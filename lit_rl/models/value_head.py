@@ -1,4 +1,4 @@
-"""A critic: for each token of a completion one number, what the completion is expected to earn from there on."""
+"""Value head: for each token of a completion one number, the return expected from there on."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.nn.functional import pad
 
 from lit_rl.rollouts import Rollouts
 
-FILE = "value_head.safetensors"
-"""Where an exported folder holds the head."""
+FILE_NAME = "value_head.safetensors"
+"""File in an exported folder that holds the head."""
 
 
 class ValueHead(nn.Linear):
     """(..., H) hidden states -> (...) values.
 
-    Zero before it has learned, so that the first advantages are what was really earned. It stays in the precision that it was
-    made in, whatever the run's is: in half precision the steps of a small rate would be rounded away.
+    A new head is zero, so that the first advantages are returns that were really earned. Its weights keep their precision,
+    whatever the precision of the run: half precision would round the steps of a small learning rate away.
 
     Args:
         hidden: H.
-        dtype: of its weights.
+        dtype: precision of its weights.
     """
 
     def __init__(self, hidden: int, dtype: torch.dtype = torch.float32) -> None:
@@ -40,53 +40,58 @@ class ValueHead(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            # A sum over one number: FSDP2 does not like to be handed a view.
+            # A sum over one number drops the last dimension without a view: FSDP2 does not take views as outputs well.
             return super().forward(hidden.to(self.weight.dtype)).sum(-1)
 
 
 def load_value_head(head: ValueHead, folder: str | None) -> None:
-    """Take the weights that an exported folder holds; without such a folder, or a head in it, they stay as they are."""
-    file = Path(folder or "") / FILE
+    """Load the weights that an exported folder holds; without a folder, or a head in it, the head stays as it is."""
+    file = Path(folder or "") / FILE_NAME
     if folder and file.is_file():
         head.load_state_dict(load_file(file))
 
 
 def save_value_head(weights: dict[str, Tensor], folder: Path) -> None:
-    """Put the head's weights into an exported folder."""
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / FILE)
+    """Write the head's weights into an exported folder."""
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / FILE_NAME)
 
 
 def with_bootstrap_position(rollouts: Rollouts) -> Rollouts:
-    """The rollouts with a place behind each truncated row's last token, where its value is asked for to bootstrap from.
+    """Rollouts with one more token in each truncated row, whose value is the row's bootstrap value; cut to the longest row.
 
-    What stands in that place does not matter: a value is that of the tokens before it.
+    Any token id does there, since a value depends on the tokens before it only. Nothing but values may be computed of it.
     """
-    lengths = rollouts.lengths + rollouts.truncated
-    place = torch.arange(rollouts.completion_ids.shape[1] + 1, device=lengths.device)
-    added = (place == rollouts.lengths[:, None]) & rollouts.truncated[:, None]
+    lengths = rollouts.lengths + rollouts.truncated  # (N)
+    # Forward passes cut rows to the longest, so fields must have no column that no row fills.
+    width = int(lengths.max())
+    added = (torch.arange(width, device=lengths.device) == rollouts.lengths[:, None]) & rollouts.truncated[:, None]  # (N, width)
+
+    def resized(values: Tensor) -> Tensor:
+        return pad(values, (0, width - values.shape[1]))
+
     return Rollouts(
         rollouts.prompts,
         prompt=rollouts.prompt,
         group=rollouts.group,
-        sampled=pad(rollouts.sampled, (0, 1)) | added,
-        completion_ids=pad(rollouts.completion_ids, (0, 1)),
+        sampled=resized(rollouts.sampled) | added,
+        completion_ids=resized(rollouts.completion_ids),
         lengths=lengths,
         truncated=rollouts.truncated,
-        logprobs=pad(rollouts.logprobs, (0, 1)),
-        entropies=pad(rollouts.entropies, (0, 1)),
+        logprobs=resized(rollouts.logprobs),
+        entropies=resized(rollouts.entropies),
         temperature=rollouts.temperature,
     )
 
 
 def critic_metrics(values: Tensor, returns: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """``values_mean``, ``returns_mean`` and ``explained_variance`` of a rollout, over the tokens that count on all ranks.
+    """Metrics ``values_mean``, ``returns_mean`` and ``explained_variance``, over the tokens that count on all ranks.
 
-    The last is ``1 - Var(R - V) / Var(R)``: 1 for a perfect critic, 0 for a constant one, and where all returns are equal:
-    there is nothing to explain.
+    Explained variance is ``1 - Var(R - V) / Var(R)``: 1 for a perfect critic, 0 for a constant one. It is 0 too if all
+    returns are equal.
 
     Args:
-        values: (N, T) of this rank.
-        returns: (N, T), what the critic is to expect: at lambda below 1 its own values are part of them.
+        values: (N, T), values of this rank.
+        returns: (N, T), targets of the critic; at lambda below 1 its own values are part of them.
         mask: (N, T) bool.
         total: sums a tensor over all ranks.
     """

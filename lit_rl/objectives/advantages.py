@@ -1,7 +1,7 @@
-"""From rewards to advantages: how much better a completion, or a token of it, was than expected. Pure functions on tensors.
+"""Advantages: how much better a completion, or a token of it, was than expected. Pure functions on tensors.
 
-Group baselines compare the completions of one prompt: `group_advantages`. Without groups there are returns per token
-(`reward_to_go`), a baseline over the whole batch (`whiten`) and a critic's (`generalized_advantages`).
+Group baselines compare the completions of one group: `group_advantages`. Without groups there are returns of tokens
+(`reward_to_go`), a baseline over the whole batch (`whiten`) and a critic (`generalized_advantages`).
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ def group_advantages(
     - ``group``: ``b_i = mean(r)`` (GRPO, arXiv 2402.03300, section 4.1.2).
     - ``leave_one_out``: the mean of the others, ``b_i = sum_{j != i} r_j / (G - 1)`` (RLOO, arXiv 2402.14740), which
       makes ``r_i - b_i = G / (G - 1) (r_i - mean(r))``, the form of RLP (arXiv 2510.01265).
-    - ``phantom_zero``: mean and std of the group with one reward of 0 added (LLM-quest's RPT): groups that are all right
-      keep an advantage.
+    - ``phantom_zero``: mean and std of the group with one reward of 0 added (LLM-quest's RPT): a group that is all right
+      keeps an advantage.
 
     Args:
-        rewards: (P, G), each row a group.
-        baseline: which of the three.
-        scale: ``group`` divides by the std within the group, ``batch`` by that of all rewards (Lite PPO,
+        rewards: (n, G), each row a group.
+        baseline: one of the three.
+        scale: ``group`` divides by the std of the group, ``batch`` by the std of all rewards (Lite PPO,
             arXiv 2508.08221), ``none`` does not divide (Dr. GRPO, arXiv 2503.20783).
-        batch_std: 0-D std of all rewards for ``scale`` ``batch``; default: of these rewards.
+        batch_std: 0-D std of all rewards for ``scale`` ``batch``; default: std of ``rewards``.
         eps: added to the std.
 
     Returns:
-        (P, G); exactly 0 in a group whose rewards are all equal, unless they are above a phantom zero, and in groups of one.
+        (n, G); exactly 0 if all rewards compared are equal, a phantom zero among them, and in groups of one without phantom.
     """
     members = torch.cat([rewards, torch.zeros_like(rewards[:, :1])], dim=1) if baseline == "phantom_zero" else rewards
-    if members.shape[1] == 1:  # nothing to compare with, and no std
+    if members.shape[1] == 1:  # no other reward to compare with, and no std
         return torch.zeros_like(rewards)
     centered = rewards - members.mean(dim=1, keepdim=True)
     if baseline == "leave_one_out":
@@ -69,7 +69,7 @@ def check_comparison(baseline: Baseline, scale: AdvantageScale) -> None:
     """Refuse a baseline and a scale that do not go together.
 
     Raises:
-        ValueError: with the combinations that do.
+        ValueError: with the combinations that go together.
     """
     check_choice("model.baseline", baseline, Baseline)
     check_choice("model.advantage_scale", scale, AdvantageScale)
@@ -89,18 +89,18 @@ def relative_advantages(
     total: Callable[[Tensor], Tensor],
     gather: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Advantages of scored rollouts against each other, without a critic.
+    """Advantages of scored rollouts, which are compared with each other, without a critic.
 
     Args:
-        rollouts: with rewards, of this rank.
-        penalties: (N, T) taken off the reward at each token.
+        rollouts: rollouts of this rank, with rewards.
+        penalties: (N, T) taken off the reward at each token; 0 at tokens that were not sampled.
         baseline: baseline of a reward, see `GRPO`.
         scale: divisor of advantages.
         total: sums a tensor over all ranks.
         gather: concatenates values (n) of all ranks.
 
     Returns:
-        (N, T).
+        (N, T); at tokens that were not sampled without meaning.
     """
     sampled = rollouts.sampled
     if baseline == "none":
@@ -108,14 +108,14 @@ def relative_advantages(
     if baseline == "batch":
         returns = reward_to_go(rollouts.rewards, penalties, sampled)
         return whiten(returns, rollouts.loss_mask, total, scale=scale == "batch")
-    rewards = rollouts.rewards - penalties.sum(1)
+    rewards = rollouts.rewards - penalties.sum(1)  # (N)
     std = gather(rewards).std() if scale == "batch" else None
     compare = partial(group_advantages, baseline=baseline, scale=scale, batch_std=std)
     return rollouts.within_groups(rewards, compare)[:, None].expand(sampled.shape)
 
 
 def token_rewards(rewards: Tensor, penalties: Tensor, sampled: Tensor) -> Tensor:
-    """Reward of each token: the penalty taken off, and at a row's last sampled token the reward added.
+    """Reward of each token: minus its penalty, and at a row's last sampled token plus the reward (arXiv 1909.08593, section 2).
 
     Args:
         rewards: (N) of whole completions.
@@ -123,7 +123,7 @@ def token_rewards(rewards: Tensor, penalties: Tensor, sampled: Tensor) -> Tensor
         sampled: (N, T) bool.
 
     Returns:
-        (N, T); 0 at tokens that were not sampled, except at the first token of rows without any.
+        (N, T); 0 at tokens that were not sampled, except that a row without sampled tokens has its reward at the first token.
     """
     place = torch.arange(sampled.shape[1], device=sampled.device)
     last = (sampled * place).amax(1, keepdim=True)  # (N, 1)
@@ -131,20 +131,20 @@ def token_rewards(rewards: Tensor, penalties: Tensor, sampled: Tensor) -> Tensor
 
 
 def equal_groups(rewards: Tensor) -> Tensor:
-    """(P, G) -> (P) bool, True where all rewards of the group are exactly equal: it teaches nothing."""
+    """(n, G) rewards -> (n) bool, True if all rewards of the group are exactly equal."""
     return torch.all(rewards == rewards[:, :1], dim=1)
 
 
 def reward_to_go(rewards: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
-    """What a token and all that follow it earned: ``R_t = r - sum_{u >= t} penalty_u`` (REINFORCE++, arXiv 2501.03262).
+    """Return of each token: ``R_t = r - sum_{u >= t} penalty_u`` (REINFORCE++, arXiv 2501.03262).
 
     Args:
         rewards: (N), paid at the end of a completion.
         penalties: (N, T), paid at each token: the KL term of a reward.
-        mask: (N, T) bool.
+        mask: (N, T) bool, True at sampled tokens.
 
     Returns:
-        (N, T); 0 where the mask is False.
+        (N, T); 0 outside the mask.
     """
     paid = penalties * mask
     ahead = paid.flip(1).cumsum(1).flip(1)
@@ -154,17 +154,17 @@ def reward_to_go(rewards: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
 def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], scale: bool = True, eps: float = 1e-8) -> Tensor:
     """Subtract the mean over all tokens that count, and divide by their std: ``(x - mean) / (std + eps)``.
 
-    REINFORCE++ (arXiv 2501.03262) and PPO take it over the tokens of the whole batch; the std is unbiased.
+    REINFORCE++ (arXiv 2501.03262) and PPO whiten over the tokens of the whole batch. The std is unbiased.
 
     Args:
         values: (N, T) of this rank.
-        mask: (N, T) bool.
+        mask: (N, T) bool, True at tokens that count.
         total: sums a tensor over all ranks.
         scale: whether to divide.
         eps: added to the std.
 
     Returns:
-        (N, T); 0 where the mask is False.
+        (N, T); 0 outside the mask.
     """
     kept = values.double() * mask
     added, count = total(torch.stack([kept.sum(), mask.sum().double()]))
@@ -172,7 +172,8 @@ def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], scal
     if scale:
         variance = total(centered.square().sum()[None])[0] / (count - 1).clamp(min=1)
         centered = centered / (variance.sqrt() + eps)
-    return centered.to(values.dtype)
+    whitened: Tensor = centered.to(values.dtype)
+    return whitened
 
 
 def generalized_advantages(
@@ -184,17 +185,17 @@ def generalized_advantages(
 
     Args:
         rewards: (N, T) per token.
-        values: (N, T), what the critic expects before each token.
-        last_values: (N), what it expects after the last one: 0 where the completion ended, its value where it was cut off.
-        mask: (N, T) bool, True at a row's first ``length`` tokens.
+        values: (N, T), return expected by the critic before each token.
+        last_values: (N), bootstrap value: return expected after the last token, 0 if the completion ended there.
+        mask: (N, T) bool, True at sampled tokens; the recursion steps over all others.
         gamma: discount per token.
         lam: 0 trusts the critic, 1 the rewards.
 
     Returns:
-        (N, T); 0 where the mask is False.
+        (N, T); 0 outside the mask.
     """
     advantages = torch.zeros_like(values)
-    ahead, following = torch.zeros_like(last_values), last_values
+    ahead, following = torch.zeros_like(last_values), last_values  # (N): A and V of the next token in the mask
     for t in reversed(range(values.shape[1])):
         here = mask[:, t]
         delta = rewards[:, t] + gamma * following - values[:, t]

@@ -1,7 +1,7 @@
-"""How losses of tokens become the loss of an optimizer step, however its rows are spread.
+"""Aggregation: losses of tokens become the loss of an optimizer step, however its rows are spread.
 
-Each token gets its share of one normaliser that was counted over the whole optimizer step on all ranks; a micro-batch's
-loss is then a plain weighted sum, and gradients do not depend on how the batch was cut.
+The normaliser is counted over the whole optimizer step on all ranks, and each token weighs its share of it. The loss of a
+micro-batch is then a plain weighted sum, and gradients do not depend on how the batch was cut.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ def token_weights(
     constant_length: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Each token's share of the loss of one optimizer step, counts taken over all its micro-batches on all ranks.
+    """Share of each token in the loss of one optimizer step. Counts are over all its micro-batches on all ranks.
 
     ``token``: 1 / tokens (DAPO, 2503.14476, eq. 12). ``sequence``: 1 / (sequences * own length) (GRPO, 2402.03300, eq. 3).
     ``constant``: 1 / (sequences * constant length) (Dr. GRPO, 2503.20783).
 
     Args:
         mask: (N, T) bool, True at tokens that count.
-        aggregation: which of the three.
+        aggregation: one of the three.
         num_tokens: tokens that count in the step.
-        num_sequences: sequences in the step: those with tokens that count, or all of them for ``constant``.
-        constant_length: the longest possible completion, for ``constant``.
-        dtype: of the weights.
+        num_sequences: sequences that count in the step (`counted_sequences`).
+        constant_length: tokens of the longest possible completion, for ``constant``.
+        dtype: dtype of the weights.
 
     Returns:
-        (N, T); 0 where the mask is False.
+        (N, T); 0 outside the mask.
     """
     weights = mask.to(dtype)
     if aggregation == "token":
@@ -47,8 +47,8 @@ def token_weights(
 
 
 def counted_sequences(mask: Tensor, aggregation: Aggregation) -> Tensor:
-    """Rows that count as sequences: (N, T) -> (N) bool.
+    """Rows that count as sequences: (N, T) mask -> (N) bool.
 
-    A mean is over the rows that have tokens left; a constant denominator is constant and counts them all.
+    A mean counts rows with tokens in the mask; the denominator of ``constant`` counts all rows.
     """
     return mask.any(1) | (aggregation == "constant")

@@ -1,9 +1,9 @@
-"""Estimates of the KL from the policy to a reference, from the log-probabilities of sampled tokens. Pure functions.
+"""KL from the policy to a reference, estimated from log-probabilities of sampled tokens. Pure functions.
 
 For a token drawn from the policy p, with ``x = log q - log p`` and q the reference (Schulman 2020, "Approximating KL
-divergence"): k1 = -x, k2 = x^2 / 2, k3 = e^x - 1 - x. As a loss, k1 has a gradient of mean zero on policy, k2 that of
-KL(p || q), k3 that of KL(q || p); weighted by the ratio p / p_old, k1 and k3 have the value and the gradient of KL(p || q)
-off policy too (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+divergence"): k1 = -x, k2 = x^2 / 2, k3 = e^x - 1 - x. As a loss on policy, k1 has a gradient of mean zero, k2 the gradient
+of KL(p || q), k3 the gradient of KL(q || p). Weighted by the ratio p / p_old, k1 and k3 have the value and the gradient of
+KL(p || q) off policy too (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from lit_rl.objectives.losses import MAX_LOG_RATIO
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
-
 ROUNDING_NATS = 1e-5
-"""Difference of two computations of one log-probability that may be rounding in float32."""
+"""Largest difference of two computations of one log-probability that may be rounding in float32."""
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator = "k3") -> Tensor:
@@ -39,14 +38,14 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
     if estimator == "k2":
         return difference.square() / 2
     difference = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    # expm1 keeps the small values that exp(x) - 1 rounds to below zero.
+    # expm1 keeps small values, for which exp(x) - 1 - x rounds to below zero.
     return (difference.expm1() - difference).clamp(min=0.0)
 
 
 def kl_penalties(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
-    """KL of each token as a term of the reward: 0 if the two log-probabilities differ by rounding alone.
+    """KL of each token as a term of the reward; 0 if the two log-probabilities differ by rounding alone.
 
-    Before the first step all of the KL is rounding, which would make equal rewards unequal.
+    Before the first step the whole KL is rounding, and would make equal rewards unequal.
 
     Args:
         logprobs: (N, T) of the sampler.

@@ -1,7 +1,8 @@
-"""The surrogates of policy-gradient objectives, one loss per token. Pure functions on tensors.
+"""Surrogates of policy-gradient objectives, one loss per token. Pure functions on tensors.
 
-Shapes: N rows, T tokens. ``advantages`` are (N, T), or (N, 1) where a row has one. What is behind a row's end comes out as
-some finite number that the weights of `lit_rl.objectives.aggregation` leave out. `lit_rl.objectives.objective` puts these together.
+Shapes: N rows, T tokens. ``advantages`` are (N, T), or (N, 1) if a row has one advantage. Losses of tokens that were not
+sampled are finite numbers, which the weights of `lit_rl.objectives.aggregation` leave out. `Objective` puts the functions
+together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def token_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 
     Args:
         logprobs: (N, T) under the policy that learns, with gradient.
-        old_logprobs: (N, T) under the policy that the completions are taken to come from.
+        old_logprobs: (N, T) under the old policy.
 
     Returns:
         (N, T).
@@ -29,12 +30,12 @@ def token_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """``s = exp(mean_t (log p(y_t) - log p_old(y_t)))`` of each row, at every token (GSPO, arXiv 2507.18071, eqs. 7 and 14).
 
-    Its gradient at a token is ``s grad log p(y_t)``: summed over a row the gradient of GSPO, and that of GSPO-token where
-    tokens have advantages, or a share of the loss, of their own.
+    Its gradient at a token is ``s grad log p(y_t)``. Summed over a row this is the gradient of GSPO, or of GSPO-token if tokens
+    have advantages, or shares in the loss, of their own.
 
     Args:
         logprobs: (N, T) under the policy that learns, with gradient.
-        old_logprobs: (N, T) under the policy that the completions are taken to come from.
+        old_logprobs: (N, T) under the old policy.
         mask: (N, T) bool, True at sampled tokens.
 
     Returns:
@@ -43,21 +44,21 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
     log_ratio = logprobs - old_logprobs
     mean = (log_ratio.detach() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     ratio = mean.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    return ratio * (1 + logprobs - logprobs.detach())
+    return ratio * (1 + logprobs - logprobs.detach())  # (N, T): the value of `ratio`, with a gradient at each token
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float = 0.0) -> Tensor:
     """``-min(r A, clip(r, 1 - low, 1 + high) A)``: PPO (arXiv 1707.06347, eq. 7), two bounds by DAPO (2503.14476, eq. 10).
 
-    With dual clip ``c``, where A < 0: ``-max(min(r A, clip(r) A), c A)`` (arXiv 1912.09729), so that a ratio far above
-    1 cannot make the loss of a bad token arbitrarily large.
+    With dual clip ``c`` and A < 0: ``-max(min(r A, clip(r) A), c A)`` (arXiv 1912.09729), so that a ratio far above 1 cannot
+    make the loss of a bad token arbitrarily large.
 
     Args:
         ratio: (N, T) of tokens or sequences.
         advantages: (N, T) or (N, 1).
         clip_low: how far the ratio may fall below 1.
-        clip_high: how far it may rise above 1.
-        dual_clip: c, above 1 + clip_high; 0 leaves it out.
+        clip_high: how far the ratio may rise above 1.
+        dual_clip: c, above 1 + clip_high; 0 = off.
 
     Returns:
         (N, T) loss per token.
@@ -69,14 +70,14 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
 
 
 def cispo_loss(ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """``-sg(clip(r, 1 - low, 1 + high)) A log p``: only the weight is clipped (CISPO, arXiv 2506.13585, eqs. 4 and 5).
+    """``-sg(clip(r, 1 - low, 1 + high)) A log p``: clips the weight, never the gradient (CISPO, arXiv 2506.13585, eqs. 4, 5).
 
     Args:
         ratio: (N, T) of tokens.
         logprobs: (N, T), with gradient.
         advantages: (N, T) or (N, 1).
         clip_low: how far the weight may fall below 1; 1 or more sets no lower bound, as in the paper.
-        clip_high: how far it may rise above 1.
+        clip_high: how far the weight may rise above 1.
 
     Returns:
         (N, T) loss per token.
@@ -87,13 +88,13 @@ def cispo_loss(ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: fl
 def sapo_loss(ratio: Tensor, advantages: Tensor, positive: float, negative: float) -> Tensor:
     """``-f(r) A`` with the soft gate ``f(r) = 4 / tau sigmoid(tau (r - 1))`` in place of a clip (SAPO, arXiv 2511.20347).
 
-    Its slope by r is 1 at r = 1 and falls off on both sides, faster with a larger tau.
+    The slope of f is 1 at r = 1 and falls off on both sides, faster with a larger tau.
 
     Args:
         ratio: (N, T) of tokens.
         advantages: (N, T) or (N, 1).
-        positive: tau where A > 0.
-        negative: tau elsewhere.
+        positive: tau for A > 0.
+        negative: tau for A <= 0.
 
     Returns:
         (N, T) loss per token.
@@ -116,18 +117,18 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """``max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2``: a critic that moves little on one rollout.
+    """``max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2``: the critic moves little on one rollout.
 
-    Not in the paper of PPO but in its authors' code; arXiv 2005.12729, section 3, describes it.
+    Clipped values are not in the paper of PPO but in its authors' code; arXiv 2005.12729, section 3, describes them.
 
     Args:
         values: (N, T) of the critic that learns, with gradient.
         old_values: (N, T) of the critic before its first step on the rollout.
-        returns: (N, T), what it is to expect.
-        clip: c; 0 leaves clipping out.
+        returns: (N, T), target of the critic.
+        clip: c; 0 = off.
 
     Returns:
-        (N, T) loss per token, and (N, T) bool, True where clipping stopped the gradient.
+        (N, T) loss per token, and (N, T) bool, True if clipping stopped the gradient.
     """
     plain = (values - returns).square()
     if not clip:
@@ -137,9 +138,9 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
 
 
 def off_policy_mask(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, advantages: Tensor, threshold: float) -> Tensor:
-    """Leave out bad completions that the policy has moved away from (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+    """Mask of bad completions that the policy has moved away from (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
 
-    False where ``A < 0`` and ``mean_t (log p_sampler(y_t) - log p(y_t)) > threshold``.
+    False if ``A < 0`` and ``mean_t (log p_sampler(y_t) - log p(y_t)) > threshold``.
 
     Args:
         logprobs: (N, T) under the policy that learns.
@@ -159,14 +160,14 @@ def off_policy_mask(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, ad
 def importance_weights(
     logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, level: str, method: str, low: float, high: float
 ) -> Tensor:
-    """``w = p_learner / p_sampler``, what corrects for a sampler that computes otherwise than the learner.
+    """``w = p_learner / p_sampler``: importance weights for a sampler that computes otherwise than the learner.
 
-    Of each token, or of each sequence as the product over its tokens. ``truncate`` cuts weights to [low, high] (TIS, Yao et
-    al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"), ``mask`` sets those outside to 0
+    Each token has a weight, or each sequence the product over its tokens. ``truncate`` cuts weights to [low, high] (TIS, Yao et
+    al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"), ``mask`` sets weights outside to 0
     (as IcePop does, arXiv 2510.18855).
 
     Args:
-        logprobs: (N, T) of the learner before it took a step.
+        logprobs: (N, T) of the learner before its first step.
         sampled_logprobs: (N, T) as recorded by the sampler.
         mask: (N, T) bool, True at sampled tokens.
         level: ``token`` or ``sequence``.
@@ -175,7 +176,7 @@ def importance_weights(
         high: largest weight that stays.
 
     Returns:
-        (N, T) without gradient; 1 behind a row's end at token level.
+        (N, T) without gradient; 1 outside the mask at token level.
     """
     difference = (logprobs.detach() - sampled_logprobs) * mask
     if level == "sequence":

@@ -1,9 +1,9 @@
-"""The objective of a policy-gradient step: which surrogate, on which ratio, with which corrections.
+"""Objective of a policy-gradient step: surrogate, importance ratio and corrections.
 
     loss_t = w_t m_t L(rho_t, A_t) + kl_coef KL_t - entropy_coef H_t
 
-L is the surrogate, rho the importance ratio, A the advantage, w the weight that corrects for the sampler, m says whether
-the token carries a policy gradient. `docs/objectives.md` lists the published algorithms as values of these options.
+L is the surrogate, rho the importance ratio, A the advantage, w the importance weight between sampler and learner, m the
+gradient mask. `docs/objectives.md` lists the published algorithms as values of these options.
 """
 
 from __future__ import annotations
@@ -47,21 +47,20 @@ GOES_WITH = {
     "sapo": "ratio token, sapo_positive, sapo_negative",
     "reinforce": "one epoch of one minibatch",
 }
-"""What options a surrogate reads; the others stay at their defaults."""
+"""Options that each surrogate reads, for messages; the others stay at their defaults."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Importance weights between the sampler and the learner, where they compute the same policy otherwise."""
+    """Importance weights between sampler and learner, if the two compute the same policy differently."""
 
     method: CorrectionMethod = "none"
-    """``none`` takes the sampler's log-probabilities for the old policy's. Otherwise the learner's own are the old ones, and
-    the loss is weighted by p_learner / p_sampler: ``truncate`` cuts weights to [low, high], ``mask`` leaves out what is
-    outside."""
+    """``none`` takes the sampler for the old policy. Otherwise the learner before its first step is the old policy, and the
+    loss is weighted by p_learner / p_sampler: ``truncate`` cuts weights to [low, high], ``mask`` sets weights outside to 0."""
     level: Level = "token"
-    """A weight for each token, or for each sequence, the product over its tokens."""
+    """One weight for each token, or for each sequence the product over its tokens."""
     low: float = 0.0
-    """Smallest weight that stays, at most 1."""
+    """Smallest weight that stays, from 0 to 1."""
     high: float = 3.0
     """Largest weight that stays, at least 1."""
 
@@ -78,53 +77,53 @@ class Correction:
 
 
 class TokenLosses(NamedTuple):
-    """The objective at each token."""
+    """Objective at each token."""
 
     losses: Tensor
     """(N, T), with gradient."""
     shares: dict[str, Tensor]
-    """For the log, each (N, T) bool: which tokens an option stopped; none where the advantage is 0."""
+    """For the log, each (N, T) bool: tokens that an option stopped; never a token of advantage 0."""
     means: dict[str, Tensor]
-    """For the log, each (N, T): to be averaged over the tokens that were scored."""
+    """For the log, each (N, T): metrics to average over scored tokens."""
     weights: Tensor | None
     """(N, T) importance weights between sampler and learner, None without correction."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What an optimizer step descends on."""
+    """Loss that an optimizer step descends on."""
 
     surrogate: Surrogate = "clip"
-    """``clip`` is PPO's (arXiv 1707.06347), ``cispo`` clips the weight and never the gradient (2506.13585), ``sapo`` gates it
-    softly (2511.20347), ``reinforce`` is -A log p."""
+    """``clip``: PPO (arXiv 1707.06347). ``cispo``: clips the weight, never the gradient (2506.13585). ``sapo``: a soft gate
+    instead of a clip (2511.20347). ``reinforce``: -A log p."""
     ratio: Level = "token"
-    """Importance ratio of each token, or one of each sequence, the geometric mean (GSPO, 2507.18071)."""
+    """Importance ratio of each token, or of each sequence: the geometric mean over its tokens (GSPO, 2507.18071)."""
     clip_low: float = 0.2
-    """How far the ratio may fall below 1 before its gradient stops; with cispo, its weight."""
+    """How far the ratio (cispo: the weight) may fall below 1 before it is clipped."""
     clip_high: float = 0.2
-    """How far it may rise above 1; larger than clip_low in DAPO (2503.14476)."""
+    """How far the ratio (cispo: the weight) may rise above 1 before it is clipped; above clip_low in DAPO (2503.14476)."""
     dual_clip: float = 0.0
-    """Ratio from which on a token of negative advantage has no gradient either (1912.09729), 3 for example; 0 = off."""
+    """Ratio above which tokens of negative advantage have no gradient (1912.09729), for example 3; 0 = off."""
     sapo_positive: float = 1.0
-    """Temperature of the soft gate where the advantage is positive."""
+    """Temperature of the soft gate for positive advantages."""
     sapo_negative: float = 1.05
-    """Temperature of the soft gate where it is negative."""
+    """Temperature of the soft gate for negative advantages."""
     off_policy_threshold: float = 0.0
-    """Leave out completions of negative advantage from which the policy has moved by more than this many nats a token
+    """Nats per token: completions of negative advantage that the policy has moved away from by more are left out
     (DeepSeek-V3.2, 2512.02556); 0 = off."""
     aggregation: Aggregation = "token"
-    """Mean over all ``token``s, over each ``sequence`` and then over sequences, or the sum divided by a ``constant`` length,
-    the sampler's limit."""
+    """``token``: mean over all tokens. ``sequence``: mean over each sequence, then over sequences. ``constant``: sum over each
+    sequence divided by ``sampler.max_new_tokens``, then mean over sequences."""
     top_entropy: float = 1.0
-    """Share of a rollout's tokens that carry the policy gradient: those of highest entropy (2506.01939); 1 = all."""
+    """Share of a rollout's tokens that carry the policy gradient, highest entropy first (2506.01939); 1 = all."""
     kl_estimator: KLEstimator = "k3"
-    """How the KL to the reference is estimated; ``k1`` in the loss has a gradient of mean zero unless it is weighted."""
+    """Estimator of the KL to the reference; ``k1`` in the loss has a gradient of mean zero unless kl_weighted is true."""
     kl_weighted: bool = False
-    """Weight the KL by the token ratio, which makes its gradient that of KL(policy || reference) (2512.02556)."""
+    """Weights the KL by the token ratio; its gradient is then the gradient of KL(policy || reference) (2512.02556)."""
     kl_in: KLPlace = "loss"
-    """Whether the KL is a term of the loss, or is taken off the reward at each token."""
+    """``loss``: the KL is a term of the loss. ``reward``: the KL is taken off the reward at each token."""
     correction: Correction = Correction()
-    """Importance weights between the sampler and the learner."""
+    """Importance weights between sampler and learner."""
 
     def __post_init__(self) -> None:
         for option, choices in CHOICES.items():
@@ -166,11 +165,11 @@ class Objective:
                 )
 
     def token_losses(self, scores: TokenScores, rows: Rollouts, kl_coef: float, entropy_coef: float) -> TokenLosses:
-        """The objective at each sampled token.
+        """Objective at each sampled token.
 
         Args:
-            scores: of the tokens under the policy that learns.
-            rows: what was sampled, with advantages.
+            scores: scores of the tokens under the policy that learns.
+            rows: rollouts with advantages.
             kl_coef: weight of the KL to the reference.
             entropy_coef: weight of the entropy bonus.
         """
@@ -197,7 +196,7 @@ class Objective:
         return TokenLosses(losses, shares, means, weights)
 
     def _old_logprobs(self, logprobs: Tensor, rows: Rollouts) -> Tensor:
-        """(N, T) of the policy that the ratio compares with."""
+        """(N, T) log-probabilities under the old policy, which the ratio compares with."""
         if self.correction.method == "none":
             return rows.logprobs
         return rows.old_logprobs if rows.has("old_logprobs") else logprobs.detach()
@@ -226,7 +225,7 @@ class Objective:
 
 
 def top_entropy_mask(entropies: Tensor, mask: Tensor, everyone: Tensor, share: float) -> Tensor:
-    """The ``share`` of tokens with the highest entropy, which carry the policy gradient (arXiv 2506.01939, eq. 5).
+    """Gradient mask of the ``share`` of tokens with the highest entropy (arXiv 2506.01939, eq. 5).
 
     Args:
         entropies: (N, T) nats.
@@ -235,7 +234,7 @@ def top_entropy_mask(entropies: Tensor, mask: Tensor, everyone: Tensor, share: f
         share: above 0 and up to 1.
 
     Returns:
-        (N, T) bool; ties at the threshold are all True.
+        (N, T) bool; all tokens at the threshold are True.
     """
     if len(everyone) == 0:
         return mask

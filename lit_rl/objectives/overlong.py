@@ -1,4 +1,4 @@
-"""What becomes of completions that ran into the length limit, or came near it."""
+"""Treatment of completions that ran into the length limit, or came near it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OverlongAction = Literal["keep", "mask", "penalize"]
 
 @dataclass(frozen=True)
 class Overlong:
-    """How completions that are too long are treated."""
+    """Treatment of completions that are too long."""
 
     action: OverlongAction = "keep"
-    """``keep`` scores them as they are, ``mask`` leaves truncated ones out of the loss (their rewards still count in their
-    group's mean), ``penalize`` takes up to 1 off the reward as they near the limit (DAPO, arXiv 2503.14476, section 3.4)."""
+    """``keep``: no treatment. ``mask``: leaves truncated completions out of the loss; their rewards still count in the mean of
+    their group. ``penalize``: takes up to 1 off the reward near the limit (DAPO, arXiv 2503.14476, section 3.4)."""
     buffer: float = 0.0
     """Share of ``sampler.max_new_tokens`` over which the penalty grows from 0 to 1; for ``penalize``, 0.2 in the paper."""
 
@@ -34,11 +34,11 @@ class Overlong:
             raise ValueError(f"overlong.buffer is {self.buffer}; write the share of max_new_tokens that it spans, up to 1.")
 
     def apply(self, rollouts: Rollouts, limit: int) -> None:
-        """Mask or penalize in place, after the reward has judged.
+        """Mask or penalize in place.
 
         Args:
-            rollouts: scored ones.
-            limit: ``max_new_tokens``.
+            rollouts: scored rollouts.
+            limit: ``sampler.max_new_tokens``.
         """
         if self.action == "mask":
             rollouts.in_loss = rollouts.in_loss & ~rollouts.truncated
@@ -49,7 +49,7 @@ class Overlong:
 
 
 def soft_overlong_penalty(lengths: Tensor, limit: int, buffer: float) -> Tensor:
-    """0 up to ``limit - buffer`` tokens, from there linearly down to -1 at the limit (DAPO, arXiv 2503.14476, eq. 13).
+    """Penalty: 0 up to ``limit - buffer`` tokens, then linearly down to -1 at the limit (DAPO, arXiv 2503.14476, eq. 13).
 
     Example: with limit 100 and buffer 20 a completion of 85 tokens gets -0.25.
 

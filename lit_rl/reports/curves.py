@@ -1,16 +1,17 @@
-"""The curves of a run out of its CSV logs, and a picture of them."""
+"""Curves of a run from its CSV logs, and a picture of them."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 Curve = dict[str, list[tuple[int, float]]]
-"""(step, value) by figure."""
+"""(step, value) of each metric, by its name."""
 
 
 def read_curve(folder: Path) -> Curve:
-    """Every figure that the run in this folder logged; where a resumed run logged a step again, the later value."""
+    """All metrics that the run in this folder logged; of a step that a resumed run logged again, the later value."""
     values: dict[str, dict[int, float]] = {}
     logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     for log in logs:
@@ -24,7 +25,11 @@ def read_curve(folder: Path) -> Curve:
 
 
 def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
-    """Training reward and validation accuracy over optimizer steps, one column per run, as a PNG; whether there is any."""
+    """Draw training reward and validation accuracy over optimizer steps as a PNG, one column per run.
+
+    Returns:
+        Whether any run has one of them; without any no file is written.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -35,16 +40,7 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
         return False
     figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 4), sharey=True, squeeze=False)
     for axis, (name, curve) in zip(axes[0], shown.items(), strict=True):
-        if "reward" in curve:
-            axis.plot(
-                *zip(*curve["reward"], strict=True), color="tab:orange", alpha=0.5, linewidth=0.8, label="reward (training)"
-            )
-        if "val/accuracy" in curve:
-            steps, accuracy = zip(*curve["val/accuracy"], strict=True)
-            axis.plot(steps, accuracy, color="tab:blue", marker=".", label="accuracy (held out)")
-            bounds = [dict(curve.get(f"val/accuracy_{side}", [])) for side in ("low", "high")]
-            if all(step in bound for step in steps for bound in bounds):
-                axis.fill_between(steps, *([bound[step] for step in steps] for bound in bounds), alpha=0.2)
+        _draw_curve(axis, curve)
         axis.set(title=name, xlabel="optimizer step", ylim=(0, 1))
         axis.grid(alpha=0.3)
         axis.legend()
@@ -53,3 +49,15 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return True
+
+
+def _draw_curve(axis: Any, curve: Curve) -> None:
+    if "reward" in curve:
+        steps, rewards = zip(*curve["reward"], strict=True)
+        axis.plot(steps, rewards, color="tab:orange", alpha=0.5, linewidth=0.8, label="reward (training)")
+    if "val/accuracy" in curve:
+        steps, accuracy = zip(*curve["val/accuracy"], strict=True)
+        axis.plot(steps, accuracy, color="tab:blue", marker=".", label="accuracy (held out)")
+        bounds = [dict(curve.get(f"val/accuracy_{side}", [])) for side in ("low", "high")]
+        if all(step in bound for step in steps for bound in bounds):
+            axis.fill_between(steps, *([bound[step] for step in steps] for bound in bounds), alpha=0.2)

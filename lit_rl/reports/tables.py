@@ -8,10 +8,10 @@ ROWS = {"ntp_accuracy": "next token at once", "accuracy": "after reasoning"}
 
 
 def band_table(metrics: dict[str, dict[str, float]], stage: str = "test") -> str:
-    """Accuracies in percent with their 95 % intervals, as Markdown; empty where no run has any by band.
+    """Accuracies in percent with their 95 % intervals, as Markdown; empty if no run has any by band.
 
     Args:
-        metrics: what each run logged, by the run's name.
+        metrics: metrics that each run logged, by the run's name.
         stage: ``test`` or ``val``.
     """
     lines = []

@@ -1,10 +1,10 @@
-"""What a reward is: a judge of whole groups of completions, with named parts for the log."""
+"""Reward: judges whole groups of completions, with named parts for the log."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,13 +14,15 @@ from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.actor import Actor
 from lit_rl.types import Sample
 
+Answer = TypeVar("Answer", bound=Hashable)
+
 
 class Reward(ABC):
     """Scores completions. Subclass it and write `score`; nothing needs to be registered."""
 
     @property
     def name(self) -> str:
-        """The name of this reward in the log: ``rewards/<name>/mean``."""
+        """Name of this reward in the log: ``rewards/<name>/mean``."""
         return type(self).__name__.lower()
 
     def prepare(self, actor: Actor, rollouts: Rollouts) -> None:  # noqa: B027
@@ -31,31 +33,42 @@ class Reward(ABC):
         """One number per completion: (N) float, rows in the order of the rollouts, whole groups at once."""
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        """The named parts, each (N); a reward of one piece has itself as its only part."""
+        """Named parts, each (N); a reward of one piece is its own only part."""
         return {self.name: self.score(rollouts)}
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
-        """What the policy is paid, (N), from the parts."""
+        """Reward of each completion, (N), from the parts."""
         return parts[self.name]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of this reward: tensors, strings, numbers, lists and dicts only."""
+        """State that a resumed run needs: tensors, strings, numbers, lists and dicts only."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what `state_dict` gave; empty where the checkpoint holds nothing of this reward."""
+        """Take back a state of `state_dict`; it is empty if the checkpoint holds nothing of this reward."""
 
 
-class AnswerReward(Reward):
-    """Reward for an answer that can be read out of a completion and compared by value; evaluation counts answers and votes."""
+class AnswerReward(Reward, Generic[Answer]):
+    """Reward for an answer that can be read out of a completion and compared by value; evaluation counts answers and votes.
+
+    Subclass it and write `read` and `is_right`. Each completion with a right answer earns 1, any other 0.
+    """
+
+    reads_truncated = False
+    """Whether a completion that ran into its limit is read too."""
 
     @abstractmethod
-    def answers(self, rollouts: Rollouts) -> list[Hashable | None]:
-        """The answer of each completion, in a form that compares by value; None for a completion without one."""
+    def read(self, text: str, sample: Sample) -> Answer | None:
+        """Answer in the text of a completion, in a form that compares by value; None without an answer."""
 
     @abstractmethod
-    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
+    def is_right(self, answer: Answer | None, sample: Sample) -> bool:
         """Whether an answer is right for a sample."""
+
+    def answers(self, rollouts: Rollouts) -> list[Answer | None]:
+        """Answer of each completion; None for a completion without one."""
+        rows = zip(rollouts.texts, rollouts.samples, rollouts.truncated.tolist(), strict=True)
+        return [None if cut and not self.reads_truncated else self.read(text, sample) for text, sample, cut in rows]
 
     def score(self, rollouts: Rollouts) -> Tensor:
         pairs = zip(self.answers(rollouts), rollouts.samples, strict=True)
@@ -67,7 +80,7 @@ class WeightedSum(Reward):
 
     Args:
         rewards: the rewards to add up; their names must differ.
-        weights: one factor for each of them.
+        weights: one factor for each reward.
     """
 
     def __init__(self, rewards: list[Reward], weights: list[float]) -> None:
@@ -107,7 +120,7 @@ def score_rollouts(reward: Reward, rollouts: Rollouts) -> None:
     """Fill in ``rewards`` and ``parts`` of the rollouts.
 
     Raises:
-        RewardError: where the reward fails, or returns anything but one finite number per completion.
+        RewardError: if the reward fails, or returns anything but one finite number per completion.
     """
     parts = checked_parts(reward, rollouts)
     total = reward.total(parts)
@@ -118,7 +131,11 @@ def score_rollouts(reward: Reward, rollouts: Rollouts) -> None:
 
 
 def checked_parts(reward: Reward, rollouts: Rollouts) -> dict[str, Tensor]:
-    """The reward's parts, or an error of one line that names the reward."""
+    """Parts of a reward, each one finite number per completion.
+
+    Raises:
+        RewardError: in one line that names the reward.
+    """
     try:
         parts = reward.parts(rollouts)
     except RewardError:  # a reward inside this one, already named
@@ -131,7 +148,7 @@ def checked_parts(reward: Reward, rollouts: Rollouts) -> dict[str, Tensor]:
 
 
 def _check(name: str, value: Tensor, rollouts: Rollouts) -> None:
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor):  # rewards are written by users
         raise RewardError(f"reward {name}: a {type(value).__name__}; return a tensor with one number per completion.")
     if value.shape != rollouts.lengths.shape:
         raise RewardError(f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each.")

@@ -1,4 +1,4 @@
-"""Credit for near misses: a wrong prediction of RPT earns what the policy itself would have given it without reasoning."""
+"""Dense credit of RPT: a wrong prediction earns the probability that the policy gives it without reasoning."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ PROMPTS_PER_FORWARD = 8
 
 
 class DensePrefixMatch(PrefixMatch):
-    """1 for a right prediction as `PrefixMatch` has it; for a wrong one the probability of its first token.
+    """1 for a right prediction, as in `PrefixMatch`; the probability of its first token for a wrong one.
 
-    That is the policy's own probability, at temperature 1, of the token behind the plain text that stands before the position,
-    without template and reasoning: the dense rewards of arXiv 2506.08007, appendix A. The first token of a prediction is the
-    longest of the vocabulary that it begins with. No prediction earns 0. Logged beside the parts of `PrefixMatch`: ``dense``.
+    The probability is the policy's own, at temperature 1, after the plain text before the position, without template and
+    reasoning: the dense rewards of arXiv 2506.08007, appendix A. The first token of a prediction is the longest token of the
+    vocabulary that it begins with. No prediction earns 0. Logged beside the parts of `PrefixMatch`: ``dense``.
 
     Args:
-        answer: where the prediction stands in a completion.
-        conditional: wrong predictions earn something only in groups where another one is right, elsewhere 0.
+        answer: place of the prediction in a completion.
+        conditional: whether wrong predictions earn something only in groups with a right one.
         no_answer: reward of a completion without a prediction, 0 or less.
     """
 
@@ -35,23 +35,24 @@ class DensePrefixMatch(PrefixMatch):
         super().__init__(answer, "exact", no_answer)
         self.conditional = conditional
         self._tokens: dict[bytes, int] = {}
-        self._probabilities: Tensor | None = None  # (N), of the rollouts that were prepared last
+        self._probabilities: Tensor | None = None  # (N), for the rollouts that were prepared last
 
     @torch.no_grad()
     def prepare(self, actor: Actor, rollouts: Rollouts) -> None:
-        """Ask the policy for the probability of each prediction's first token, in one forward per text."""
+        """Ask the policy for the probability of each prediction's first token; each text runs once, whatever its rows."""
         self._tokens = self._tokens or vocabulary_bytes(actor.renderer.tokenizer)
-        first = [first_token(prediction or b"", self._tokens) for prediction in self.predictions(rollouts)]
+        first = [first_token(prediction or b"", self._tokens) for prediction in self.answers(rollouts)]
         device = actor.runtime.device
-        tokens = torch.tensor([-1 if token is None else token for token in first], device=device)
-        texts, owner = actor.renderer.plain(rollouts.prompts).to(device), rollouts.prompt
+        tokens = torch.tensor([-1 if token is None else token for token in first], device=device)  # (N)
+        texts, prompt = actor.renderer.plain(rollouts.prompts).to(device), rollouts.prompt
         found = torch.zeros(len(rollouts), device=device)
-        for piece in torch.arange(len(texts)).split(PROMPTS_PER_FORWARD):
+        for chunk in torch.arange(len(texts)).split(PROMPTS_PER_FORWARD):
             with actor.runtime.forward_context():
-                logits, _ = actor.policy.prefill(texts.select(piece.tolist()))  # (p, V), at the last position only
-            rows = ((owner >= piece[0]) & (owner <= piece[-1])).nonzero()[:, 0]
-            chances = logits.float().softmax(-1)[owner[rows] - int(piece[0])]  # (n, V)
-            found[rows] = chances.gather(1, tokens[rows, None].clamp(min=0))[:, 0]
+                logits, _ = actor.policy.prefill(texts.select(chunk.tolist()))  # (p, V), at the last position only
+            start, stop = int(chunk[0]), int(chunk[-1]) + 1
+            rows = ((prompt >= start) & (prompt < stop)).nonzero()[:, 0]  # (n), in any order of prompts
+            probabilities = logits.float().softmax(-1)[prompt[rows] - start]  # (n, V)
+            found[rows] = probabilities.gather(1, tokens[rows, None].clamp(min=0))[:, 0]
         self._probabilities = (found * (tokens >= 0)).cpu()
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
@@ -70,13 +71,13 @@ class DensePrefixMatch(PrefixMatch):
 
 
 def vocabulary_bytes(tokenizer: Any) -> dict[bytes, int]:
-    """The token of each text that is one token, special ones left out."""
+    """Token ids by the bytes of the token, without special tokens."""
     special = set(tokenizer.all_special_ids)
-    # Of two tokens with equal bytes the later one: SentencePiece has its single bytes before its pieces.
+    # Of two tokens with equal bytes the later one is kept: SentencePiece has its single bytes before its pieces.
     return {piece: token for token, piece in enumerate(token_bytes(tokenizer)) if piece and token not in special}
 
 
 def first_token(text: bytes, tokens: Mapping[bytes, int]) -> int | None:
-    """The longest token that a text begins with, None where there is none. It needs no whole characters."""
+    """Id of the longest token that a text begins with, None without one; a token may end inside a character."""
     sizes = range(min(len(text), max(map(len, tokens), default=0)), 0, -1)
     return next((tokens[text[:size]] for size in sizes if text[:size] in tokens), None)

@@ -1,7 +1,8 @@
-"""The reward of Reinforcement Learning Pre-training: by how much does a thought make the true continuation likelier?
+"""Information gain (RLP): by how much does a thought make the true continuation likelier?
 
-RLP, arXiv 2510.01265, section 2: r = log p(x | context, thought) - log p_ema(x | context, no thought), where the baseline is an
-exponential moving average of the policy. No verifier and no prediction is needed; the truth is `Sample.target`.
+Reinforcement Learning Pre-training, arXiv 2510.01265, section 2: r = log p(x | context, thought) - log p_ema(x | context, no
+thought); the baseline p_ema is an exponential moving average of the policy. It needs neither verifier nor prediction: the true
+continuation x is `Sample.target`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ ROWS_PER_FORWARD = 8
 
 
 class InformationGain(Reward):
-    """Log-probability of what really follows after the thought, less that without one: nats per token of the sample's target.
+    """Gain in log-probability of the true continuation by a thought: nats per token of the sample's target.
 
     RLP predicts one token; over several this is the mean of their gains. The thought is the completion up to its last
-    ``after`` (to the end of the token in which that ends), or the whole of it with ``after`` behind. Without a thought the
-    prompt is followed by ``after`` at once, and the moving average of the policy is asked (`WeightAverage`), which is updated
-    once per rollout.
+    ``after`` (to the end of the token in which ``after`` ends), or the whole completion with ``after`` added. Without a thought
+    ``after`` follows the prompt at once, and the moving average of the policy is asked (`WeightAverage`), which is updated once
+    per rollout.
 
     Args:
-        decay: of the average, 0 to 1; 0 is the policy itself, 1 the policy as training began.
-        after: what ends a thought.
+        decay: decay of the average, 0 to 1; 0 is the policy itself, 1 the policy as training began.
+        after: text that ends a thought.
         lead: text between the thought and the true continuation, such as the opening of a box.
     """
 
@@ -46,15 +47,15 @@ class InformationGain(Reward):
             raise ValueError(f"reward.decay is {decay}; write 0 (the policy itself) to 1 (as it was when training began).")
         self.after, self.lead, self.average = after, lead, WeightAverage(decay)
         self._pieces: list[bytes] = []
-        self._gains: Tensor | None = None  # (N), of the rollouts that were prepared last
+        self._gains: Tensor | None = None  # (N), for the rollouts that were prepared last
 
     @torch.no_grad()
     def prepare(self, actor: Actor, rollouts: Rollouts) -> None:
-        """Update the average, and ask both policies for the true continuations."""
+        """Update the average, and score the true continuations under policy and average."""
         if actor.runtime.sharded:
             raise ValueError(f"reward {self.name} averages whole weights, and fsdp2 shards them: write trainer.strategy ddp.")
         self.average.update(actor.policy, actor.runtime.step)
-        after, lead = (self._tokens(actor, option) for option in ("after", "lead"))
+        after, lead = self._tokens(actor, "after", self.after), self._tokens(actor, "lead", self.lead)
         prompts = [ids[keep].tolist() for ids, keep in zip(rollouts.prompts.ids, rollouts.prompts.mask, strict=True)]
         thoughts = self._thoughts(actor, rollouts, after)
         rows = [prompts[number] + thought + lead for number, thought in zip(rollouts.prompt.tolist(), thoughts, strict=True)]
@@ -66,7 +67,7 @@ class InformationGain(Reward):
 
     def score(self, rollouts: Rollouts) -> Tensor:
         if self._gains is None or len(self._gains) != len(rollouts):
-            raise ValueError("asks the policy and was called without `prepare`; it rewards training and judges no evaluation.")
+            raise ValueError("asks the policy and was called without `prepare`; it is for training and not for an evaluation.")
         return self._gains
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,18 +77,18 @@ class InformationGain(Reward):
         if state:
             self.average.weights, self.average.step = dict(state["weights"]), state["step"]
 
-    def _tokens(self, actor: Actor, option: str) -> list[int]:
-        text = getattr(self, option)
+    def _tokens(self, actor: Actor, option: str, text: str) -> list[int]:
         try:
             return list(actor.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-        except Exception as error:  # of tokenizers' own, by its type
+        except Exception as error:  # tokenizers raises its own types, which it does not export
             raise ValueError(f"reward.{option} is {text!r}, which the policy's tokenizer cannot write.") from error
 
     def _thoughts(self, actor: Actor, rollouts: Rollouts, after: list[int]) -> list[list[int]]:
-        """Tokens of each row's thought, to the end of it and without the end token."""
+        """Tokens of each row's thought, its end among them, without the end token of the row."""
         if not self._pieces:
             known = token_bytes(actor.renderer.tokenizer)
-            self._pieces = known + [b""] * (actor.policy.vocabulary - len(known))  # heads are padded
+            # Heads are often padded to more ids than the tokenizer has.
+            self._pieces = known + [b""] * (actor.policy.vocabulary - len(known))
         rows = rollouts.completions()
         ends = [thought_end([self._pieces[token] for token in row], self.after.encode()) for row in rows]
         return [row + after if end is None else row[:end] for row, end in zip(rows, ends, strict=True)]
@@ -118,7 +119,7 @@ class InformationGain(Reward):
 
 
 def thought_end(pieces: Sequence[bytes], after: bytes) -> int | None:
-    """How many tokens reach to the end of the last ``after``, None where it does not occur."""
+    """Number of tokens up to the end of the last ``after``, None if it does not occur."""
     place = b"".join(pieces).rfind(after)
     ends = list(accumulate(len(piece) for piece in pieces))
     return None if place < 0 else bisect_left(ends, place + len(after)) + 1

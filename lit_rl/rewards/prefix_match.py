@@ -1,9 +1,9 @@
-"""The reward of Reinforcement Pre-Training: is the prediction a prefix of what really follows?"""
+"""Reward of Reinforcement Pre-Training: is the prediction a prefix of the true continuation?"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,17 +21,18 @@ Credit = Literal["exact", "partial", "first_token"]
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    r"""Where a completion says its prediction: by default in its last ``\boxed{...}`` behind its last ``</think>``.
+    r"""Place of the prediction in a completion: by default the last ``\boxed{...}`` after the last ``</think>``.
 
     White space inside counts. Braces in a box must balance. With all three empty the whole completion is the prediction.
     """
 
     after: str = "</think>"
-    """What ends the reasoning; nothing before it is read, and without it there is no prediction. Empty: reads everything."""
+    """Text that ends the reasoning; only the text after it is read, and without it there is no prediction. Empty: all is
+    read."""
     opening: str = r"\boxed{"
-    """What opens the prediction; empty: all that is read is the prediction."""
+    """Text that opens the prediction; empty: all that is read is the prediction."""
     closing: str = "}"
-    """What closes it."""
+    """Text that closes the prediction."""
 
     def __post_init__(self) -> None:
         if bool(self.opening) != bool(self.closing):
@@ -40,7 +41,7 @@ class AnswerFormat:
             )
 
     def read(self, text: str) -> str | None:
-        """The prediction in the text of a completion, None where there is none."""
+        """Prediction in the text of a completion; None without one."""
         if self.after:
             _, found, text = text.rpartition(self.after)
             if not found:
@@ -50,7 +51,7 @@ class AnswerFormat:
         return self._last_balanced(text) if self.closing == "}" else self._last_closed(text)
 
     def _last_closed(self, text: str) -> str | None:
-        """What stands between the last opening that is closed and its closing."""
+        """Text between the last opening that is closed and its closing."""
         start = len(text)
         while (start := text.rfind(self.opening, 0, start)) >= 0:
             inside = start + len(self.opening)
@@ -59,8 +60,9 @@ class AnswerFormat:
         return None
 
     def _last_balanced(self, text: str) -> str | None:
-        """The same where braces inside must balance; in one pass, for policies love to repeat an opening for ever."""
-        opened: list[tuple[int, bool]] = []  # where the inside of each open brace begins, and whether it is a prediction's
+        """Text of the last box that is closed, braces inside balanced."""
+        # In one pass: policies like to repeat an opening without end, and a pass for each of them would take hours.
+        opened: list[tuple[int, bool]] = []  # of each open brace: where its inside begins, and whether it opens a prediction
         last, prediction = -1, None
         for mark in re.finditer(re.escape(self.opening) + "|[{}]", text):
             if mark[0] != "}":
@@ -73,14 +75,14 @@ class AnswerFormat:
 
 
 def matched_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
-    """How many whole tokens the prediction is, one after another from the first; 0 where it is anything else.
+    """Number of whole tokens that the prediction is equal to, from the first on; 0 for any other prediction.
 
-    The reward of arXiv 2506.08007, equation 3, is 1 where this is above 0: the bytes of the prediction are a prefix of the
-    bytes that follow, and its length is the end of one of their tokens.
+    The reward of arXiv 2506.08007, equation 3, is 1 if this number is above 0: the bytes of the prediction are a prefix of
+    the bytes that follow, and its length is the end of one of their tokens.
 
     Args:
         prediction: bytes of the predicted text.
-        pieces: bytes of each token that really follows.
+        pieces: bytes of each token of the true continuation.
     """
     end = 0
     for count, piece in enumerate(pieces, start=1):
@@ -93,7 +95,7 @@ def matched_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
 
 
 def agreed_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
-    """How many whole tokens of what follows the prediction begins with, whatever comes after them."""
+    """Number of whole tokens of the true continuation that the prediction begins with."""
     end = count = 0
     while count < len(pieces) and end < len(prediction) and prediction.startswith(pieces[count], end):
         end += len(pieces[count])
@@ -101,17 +103,17 @@ def agreed_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
     return count
 
 
-class PrefixMatch(AnswerReward):
-    """1 where the prediction is a prefix of what follows and ends where one of its tokens ends, else 0.
+class PrefixMatch(AnswerReward[bytes]):
+    """1 if the prediction is a prefix of the true continuation and ends where one of its tokens ends, else 0.
 
-    The tokens are those of the text itself, as bytes (`lit_rl.text.token_bytes`), so that a prediction of several tokens counts and
-    one that stops inside a token or a character does not. A completion that ran into its limit has no prediction, unless the
-    whole completion is one. Logged beside it: ``answered`` and ``matched_tokens``, how long the matching predictions are.
+    Tokens are compared as bytes (`lit_rl.text.token_bytes`): a prediction of several tokens counts, one that stops inside a
+    token or a character does not. A completion that ran into its limit has no prediction, unless the whole completion is the
+    prediction. Logged too: ``answered``, whether there is a prediction, and ``matched_tokens``, tokens of matching predictions.
 
     Args:
-        answer: where the prediction stands in a completion.
+        answer: place of the prediction in a completion.
         credit: ``exact`` as above; ``partial`` gives the share of the prediction's bytes before it goes wrong, in whole tokens;
-            ``first_token`` gives 1 where the prediction begins with the next token (arXiv 2506.08007, appendix A).
+            ``first_token`` gives 1 if the prediction begins with the next token (arXiv 2506.08007, appendix A).
         no_answer: reward of a completion without a prediction, 0 or less.
     """
 
@@ -122,9 +124,10 @@ class PrefixMatch(AnswerReward):
         if no_answer > 0:
             raise ValueError(f"reward.no_answer is {no_answer}; it is a penalty: write 0 or less.")
         self.answer, self.credit, self.no_answer = answer, credit, no_answer
+        self.reads_truncated = not (answer.after or answer.opening)  # such completions often end at their limit
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        predictions = self.predictions(rollouts)
+        predictions = self.answers(rollouts)
         pairs = list(zip(predictions, rows_pieces(rollouts), strict=True))
         return {
             self.name: torch.tensor([self._credit(prediction, pieces) for prediction, pieces in pairs]),
@@ -138,24 +141,13 @@ class PrefixMatch(AnswerReward):
     def score(self, rollouts: Rollouts) -> Tensor:
         return self.total(self.parts(rollouts))
 
-    def predictions(self, rollouts: Rollouts) -> list[bytes | None]:
-        """Bytes of each completion's prediction, None where it has none."""
-        whole = not (self.answer.after or self.answer.opening)  # such completions often end at their limit
-        rows = zip(rollouts.texts, rollouts.truncated.tolist(), strict=True)
-        return [None if cut and not whole else self._read(text) for text, cut in rows]
+    def read(self, text: str, sample: Sample) -> bytes | None:
+        prediction = self.answer.read(text)
+        # Bytes that are not a whole character stand as surrogates in a completion's text.
+        return None if prediction is None else prediction.encode("utf-8", "surrogateescape")
 
-    def answers(self, rollouts: Rollouts) -> list[Hashable | None]:
-        """The predictions, in a form that compares by value."""
-        return list(self.predictions(rollouts))
-
-    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
-        """Whether a prediction is a prefix of what follows the sample's position."""
-        return isinstance(answer, bytes) and matched_tokens(answer, read_pieces(sample.reference)) > 0
-
-    def _read(self, text: str) -> bytes | None:
-        answer = self.answer.read(text)
-        # Bytes that are no character alone stand as surrogates in a completion's text.
-        return None if answer is None else answer.encode("utf-8", "surrogateescape")
+    def is_right(self, answer: bytes | None, sample: Sample) -> bool:
+        return answer is not None and matched_tokens(answer, read_pieces(sample.reference)) > 0
 
     def _credit(self, prediction: bytes | None, pieces: list[bytes]) -> float:
         if not prediction:
@@ -168,8 +160,6 @@ class PrefixMatch(AnswerReward):
 
 
 def rows_pieces(rollouts: Rollouts) -> list[list[bytes]]:
-    """Bytes of the tokens that really follow each row's prompt."""
-    references: dict[str, list[bytes]] = {}
-    for sample in rollouts.prompts.samples:
-        references[sample.reference] = read_pieces(sample.reference)
-    return [references[sample.reference] for sample in rollouts.samples]
+    """Bytes of the tokens that truly follow each row's prompt."""
+    by_prompt = [read_pieces(sample.reference) for sample in rollouts.prompts.samples]
+    return [by_prompt[number] for number in rollouts.prompt.tolist()]

@@ -1,12 +1,10 @@
-"""Rewards for derivations in modular arithmetic: is a value boxed as it should be, is it right, are the steps true?
+"""Rewards for derivations in modular arithmetic: does a value end the completion, is it right, are the steps true?
 
-The texts are those of `PolicyModule.decode`: without the end token, which a truncated completion has not. So any control
-token that still stands in one is a word that does not belong there.
+Texts come without their end token (`lit_rl.sampling.renderer`), so a control token in a text is a word that does not belong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from itertools import pairwise
 from math import isfinite
 from typing import Literal
@@ -15,10 +13,9 @@ import torch
 from torch import Tensor
 
 from lit_rl.options import check_choice
-from lit_rl.rewards.answers import ArithmeticAnswer
-from lit_rl.rewards.base import Reward, WeightedSum
+from lit_rl.rewards.base import AnswerReward, Reward, WeightedSum
 from lit_rl.rollouts import Rollouts
-from lit_rl.tasks.rpn import EQUALS, derivation, is_step, operands, read_prompt, read_steps, vocabulary
+from lit_rl.tasks.rpn import derivation, is_step, operands, read_prompt, read_steps, vocabulary
 from lit_rl.types import Sample
 
 RewardType = Literal["boxed", "correct", "combined"]
@@ -26,48 +23,44 @@ WEIGHTS = (0.3, 0.7)
 """Default weights of format and correctness."""
 
 
-class RPNFormat(ArithmeticAnswer):
-    """1 where the completion ends and is expressions, ``=`` before each, of which exactly the last is a single value, else 0.
+class RPNFormat(AnswerReward[str]):
+    """1 if the completion ends and is expressions, ``=`` before each, of which exactly the last is a single value, else 0.
 
-    The value is an operand below the modulus as the task writes it (``7``, not ``07``), and nothing but words of the task
-    stands before it. Whether any of it is true does not matter: ``= 0`` has the form.
+    The value is an operand below the modulus as the task writes it (``7``, not ``07``), and only words of the task stand
+    before it. Truth does not matter: ``= 0`` has the form.
 
     Args:
-        modulus: of the data.
+        modulus: modulus of the data.
     """
 
     name = "boxed"
 
     def __init__(self, modulus: int = 13) -> None:
-        super().__init__(EQUALS)
         self.modulus = modulus
 
     def read(self, text: str, sample: Sample) -> str | None:
-        """The value in one finished completion."""
         return final_value(text, self.modulus)
 
-    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
-        """Whether there is a value."""
+    def is_right(self, answer: str | None, sample: Sample) -> bool:
         return answer is not None
 
 
-class RPNAnswer(ArithmeticAnswer):
-    """1 where the completion has the form that `RPNFormat` asks for and its value is the reference, else 0.
+class RPNAnswer(AnswerReward[str]):
+    """1 if the completion has the form of `RPNFormat` and its value is the reference, else 0.
 
     With ``derivation`` every expression must also follow from the one before, the first from the prompt's, by replacing ready
     triples by their values, at least one a step: a bare ``= 0`` does not answer an expression that takes two steps. Majority
-    votes of an evaluation count values, whatever stands before them.
+    votes of an evaluation count values, with true steps or without.
 
     Args:
-        modulus: of the data.
-        derivation: whether the steps must be there and be true; without it the final value alone counts, which makes the mean
-            the accuracy of exact answers.
+        modulus: modulus of the data.
+        derivation: whether true steps must lead to the value; without them the final value alone counts, and the mean is the
+            accuracy of exact answers.
     """
 
     name = "correct"
 
     def __init__(self, modulus: int = 13, derivation: bool = True) -> None:
-        super().__init__(EQUALS)
         self.modulus, self.derivation = modulus, derivation
 
     def score(self, rollouts: Rollouts) -> Tensor:
@@ -78,12 +71,10 @@ class RPNAnswer(ArithmeticAnswer):
         return right * torch.tensor([self._steps_are_true(text, sample) for text, sample in rows])
 
     def read(self, text: str, sample: Sample) -> str | None:
-        """The value in one finished completion."""
         return final_value(text, self.modulus)
 
-    def is_right(self, answer: Hashable | None, sample: Sample) -> bool:
-        """Whether a value is the sample's reference."""
-        given_expression(sample, self.modulus)
+    def is_right(self, answer: str | None, sample: Sample) -> bool:
+        given_expression(sample, self.modulus)  # refuses data of another modulus
         return answer == sample.reference
 
     def _steps_are_true(self, text: str, sample: Sample) -> bool:
@@ -92,13 +83,13 @@ class RPNAnswer(ArithmeticAnswer):
 
 
 class RPNProgress(Reward):
-    """The share of the expression's operations that the completion carries out before its first false step, from 0 to 1.
+    """Share of the expression's operations that the completion carries out before its first false step, from 0 to 1.
 
     A step that repeats an expression or gives a false value ends the count, so ``0 = 0`` earns nothing. True steps count in a
-    truncated completion too, and in one that goes on behind the value: to end well is what `RPNFormat` pays for.
+    truncated completion too, and in one that goes on after the value: `RPNFormat` pays for a good end.
 
     Args:
-        modulus: of the data.
+        modulus: modulus of the data.
     """
 
     name = "partial_credit"
@@ -116,20 +107,22 @@ class RPNProgress(Reward):
             if not is_step(reached, step, self.modulus):
                 break
             reached = step
-        # Each operation takes two words away, down to the one of the value.
+        # Each operation takes two words away; the value is the one word left.
         return (len(expression) - len(reached)) / (len(expression) - 1)
 
 
 class RPNReward(WeightedSum):
-    """ArithmeticFormat, correctness, or a weighted sum of both, each logged as a part: ``rewards/boxed`` and ``rewards/correct``.
+    """Format, correctness, or a weighted sum of both, each logged as a part: ``rewards/boxed`` and ``rewards/correct``.
 
     Args:
         reward_type: ``boxed`` pays the format alone, ``correct`` the right answer alone, ``combined`` their weighted sum.
-        boxed_weight: of `RPNFormat` in ``combined``, 0 or more.
-        correct_weight: of `RPNAnswer` in ``combined``, 0 or more.
-        modulus: of the data.
+        boxed_weight: weight of `RPNFormat` in ``combined``, 0 or more.
+        correct_weight: weight of `RPNAnswer` in ``combined``, 0 or more.
+        modulus: modulus of the data.
         derivation: whether a right answer needs true steps, as in `RPNAnswer`.
     """
+
+    name = "combinedreward"
 
     def __init__(
         self,
@@ -155,7 +148,7 @@ class RPNReward(WeightedSum):
 
 
 def final_value(text: str, modulus: int) -> str | None:
-    """The value that a finished completion ends in, None where it does not have the form that `RPNFormat` describes."""
+    """Value that ends a finished completion; None if the completion does not have the form of `RPNFormat`."""
     *steps, last = read_steps(text) or [[]]
     known = set(vocabulary(modulus))
     if not all(len(step) > 1 and known.issuperset(step) for step in steps):
@@ -164,10 +157,10 @@ def final_value(text: str, modulus: int) -> str | None:
 
 
 def given_expression(sample: Sample, modulus: int) -> list[str]:
-    """The expression in a sample's prompt.
+    """Expression in a sample's prompt.
 
     Raises:
-        ValueError: where its value is not the reference.
+        ValueError: if its value is not the reference.
     """
     expression = read_prompt(sample.prompt)
     if len(expression) < 3 or derivation(expression, modulus)[-1] != [sample.reference]:

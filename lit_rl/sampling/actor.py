@@ -11,11 +11,11 @@ from lit_rl.types import PromptBatch
 
 
 class Actor:
-    """Policy, renderer, seed and runtime in one hand; rewards that ask the policy and evaluation get it.
+    """Policy, renderer, seed and runtime in one hand; evaluation and rewards that ask the policy get it.
 
     Args:
         policy: the policy.
-        renderer: text in and out of it.
+        renderer: turns texts into prompts, and completions into texts.
         seed: seeds all sampling.
         runtime: device, precision and ranks of the run.
     """
@@ -30,8 +30,8 @@ class Actor:
             sampler: draws the completions.
             prompts: rendered prompts.
             group_size: completions per prompt.
-            rollout: number of the rollout, which sampling is keyed by.
-            round: counts the draws of one rollout, so that a prompt drawn again gets other completions.
+            rollout: number of the rollout; keys the draws.
+            round: number of draws of this rollout so far, so that a prompt drawn again gets other completions.
         """
         with self.runtime.forward_context():
             rollouts = sampler.sample(self.policy, prompts, group_size, SampleKey(self.seed, rollout, round))

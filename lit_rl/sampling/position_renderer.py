@@ -13,12 +13,12 @@ from lit_rl.types import PromptBatch, Sample
 
 
 class PositionRenderer(Renderer):
-    """Puts the context of each position into a template, and decodes completions byte for byte.
+    """Shows the text before each position in a template, and decodes completions byte for byte.
 
     Args:
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         template: name or text of a template (`lit_rl.text.templates`).
-        max_context: tokens before a position that are shown; 0 shows all.
+        max_context: number of tokens before a position that are shown; 0 shows all.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, max_context: int) -> None:
@@ -41,8 +41,8 @@ class PositionRenderer(Renderer):
         return PromptBatch.pad(contexts, prompts.completions, prompts.samples, self.pad_id).to(prompts.ids.device)
 
     def decode(self, rollouts: Rollouts) -> list[str]:
-        """Completions byte for byte: bytes that are not a whole character stand as surrogates (``surrogateescape``)."""
-        # Heads are often padded to more ids than the tokenizer has.
+        """Completions byte for byte; bytes that are not a whole character become surrogates (``surrogateescape``)."""
+        # A head is often padded to a round number of ids, more than the tokenizer has.
         known = range(len(self._pieces))
         rows = [b"".join(self._pieces[token] for token in row if token in known) for row in rollouts.completions()]
         return [row.decode("utf-8", "surrogateescape") for row in rows]
@@ -54,4 +54,4 @@ class PositionRenderer(Renderer):
                 f"sample {sample.number} is not a position of a text; RPT learns from positions: write "
                 "data.init_args.positions, for example {labels_length: 1}."
             )
-        return list(sample.context[-self.max_context :])
+        return list(sample.context[-self.max_context :])  # [-0:] is all

@@ -1,4 +1,4 @@
-"""Renderers: text in and out of a policy."""
+"""Renderers: prompts as the policy is shown them, and its completions as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Renderer:
     """Shows prompts as the data give them, and decodes completions by the tokenizer.
 
     Args:
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -28,7 +28,7 @@ class Renderer:
         return prompts
 
     def plain(self, prompts: PromptBatch) -> PromptBatch:
-        """Prompts as plain text, without template, and their true completions: text for a language-model loss."""
+        """Prompts of the data -> prompts without template, for a language-model loss on their true completions."""
         return prompts
 
     def decode(self, rollouts: Rollouts) -> list[str]:

@@ -1,4 +1,4 @@
-"""Completions of prompts, sampled in this process from the policy itself: no copy of the weights, nothing to keep in step."""
+"""Sampler: draws completions of prompts from the policy itself, in this process, without a copy of its weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from torch import Tensor
 from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts, Support
 from lit_rl.sampling.decoding import DecodingBatch
-from lit_rl.sampling.top_k_top_p import Choice, sample_tokens
+from lit_rl.sampling.top_k_top_p import SampledTokens, sample_tokens
 from lit_rl.types import PromptBatch
 
 
 class SampleKey(NamedTuple):
-    """What a draw depends on beside the prompt's number: the run's seed, the rollout, and the round of refilling it."""
+    """Key of the draws of a rollout; beside it they depend on each prompt's number only."""
 
     seed: int
+    """The run's seed."""
     rollout: int
+    """Number of the rollout."""
     round: int = 0
+    """Number of the draws of this rollout so far, if prompts are drawn again."""
 
 
 @dataclass
@@ -29,23 +32,23 @@ class Sampler:
     """Draws completions; callbacks may set its attributes between rollouts."""
 
     max_new_tokens: int = 256
-    """Longest completion in tokens, the end token among them; what runs into it is truncated."""
+    """Longest completion in tokens, the end token among them; longer completions are truncated."""
     temperature: float | list[float] = 1.0
-    """Divides the logits; log-probabilities are those of the tempered distribution. 0 is greedy (evaluation only). A list
-    gives the members of each group their own, in turn."""
+    """Divisor of the logits; log-probabilities are of the distribution after it. 0 takes the most likely token (evaluation
+    only). A list gives each member of a group a temperature of its own, in turn."""
     top_k: int = 0
-    """Sample from the k most likely tokens; 0 keeps all."""
+    """Number of the most likely tokens to sample from; 0 keeps all."""
     top_p: float = 1.0
-    """Sample from the most likely tokens that together hold this probability; 1 keeps all."""
+    """Probability that the most likely tokens to sample from hold together (nucleus sampling); 1 keeps all."""
     max_rows: int = 0
-    """Completions that are decoded at a time on each rank, which bounds memory; as groups finish, waiting prompts take their
-    place. 0 decodes all of them at once."""
+    """Completions decoded at a time on each rank, which bounds memory; waiting prompts take the place of finished groups. 0
+    decodes all at once."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"sampler.max_new_tokens is {self.max_new_tokens}; write at least 1.")
-        heat = self.temperature if isinstance(self.temperature, list) else [self.temperature]
-        if not heat or min(heat) < 0 or (len(heat) > 1 and min(heat) == 0):
+        given = self._given_temperatures()
+        if not given or min(given) < 0 or (len(given) > 1 and min(given) == 0):
             raise ValueError(
                 f"sampler.temperature is {self.temperature}; write 0 (greedy) or more, or a list of numbers above 0."
             )
@@ -60,11 +63,16 @@ class Sampler:
     def sample(self, policy: Policy, prompts: PromptBatch, group_size: int, key: SampleKey) -> Rollouts:
         """Sample ``group_size`` completions of every prompt.
 
-        The policy is put in eval mode meanwhile: its cache works there, also under gradient checkpointing.
+        The policy is in eval mode meanwhile: its cache works there, also under gradient checkpointing.
+
+        Args:
+            policy: the policy.
+            prompts: P prompts.
+            group_size: G, completions per prompt; row p * G + g is the g-th completion of prompt p.
+            key: keys the draws.
 
         Raises:
-            ValueError: where prompt and completion together would not fit into the model's positions, or a group into
-                ``max_rows``.
+            ValueError: if a prompt and its completion do not fit into the model's positions, or a group into ``max_rows``.
         """
         self._check_fit(policy, prompts, group_size)
         training = policy.training
@@ -76,33 +84,38 @@ class Sampler:
 
     def _decode(self, policy: Policy, prompts: PromptBatch, group_size: int, key: SampleKey) -> Rollouts:
         device = prompts.ids.device
-        uniforms = draw_uniforms(key, prompts.numbers, group_size, self.max_new_tokens).to(device)
-        heat = self._temperatures(group_size).repeat(len(prompts)).to(device)
-        greedy, plain = bool((heat == 0).any()), bool((heat == 1).all())
+        uniforms = draw_uniforms(key, prompts.numbers, group_size, self.max_new_tokens).to(device)  # (N, max_new_tokens)
+        temperatures = self._group_temperatures(group_size).repeat(len(prompts)).to(device)  # (N)
+        greedy, untempered = bool((temperatures == 0).any()), bool((temperatures == 1).all())
         ends = torch.tensor(policy.end_tokens, device=device)
         record = _Record(len(prompts) * group_size, self.max_new_tokens)
         batch = DecodingBatch(policy, prompts, group_size, self.max_new_tokens, self.max_rows)
         batch.admit()
-        while batch.anything_left():
-            rows, taken = batch.rows, batch.taken
-            choice = sample_tokens(
+        while batch.has_unfinished():
+            rows, generated = batch.rows, batch.generated
+            # A finished row that has not left yet may be full: it reads the last number again, and its token is dropped.
+            column = generated.clamp(max=self.max_new_tokens - 1)
+            sampled = sample_tokens(
                 batch.logits,
-                None if greedy or plain else heat[rows],
+                None if greedy or untempered else temperatures[rows],
                 self.top_k,
                 self.top_p,
-                None if greedy else uniforms[rows, taken.clamp(max=self.max_new_tokens - 1)],
+                None if greedy else uniforms[rows, column],
             )
-            ended = torch.isin(choice.tokens, ends)
-            record.write(rows, taken, batch.open, choice, ended)
-            batch.take(choice.tokens, ended)
+            ended = torch.isin(sampled.tokens, ends)
+            record.write(rows, generated, batch.running, sampled, ended)
+            batch.append(sampled.tokens, ended)
             batch.drop_finished()
             batch.advance()
             batch.admit()
-        return record.rollouts(prompts, heat)
+        return record.rollouts(prompts, temperatures)
 
-    def _temperatures(self, group_size: int) -> Tensor:
-        """(G) of the members of a group."""
-        given = self.temperature if isinstance(self.temperature, list) else [self.temperature]
+    def _given_temperatures(self) -> list[float]:
+        return self.temperature if isinstance(self.temperature, list) else [self.temperature]
+
+    def _group_temperatures(self, group_size: int) -> Tensor:
+        """(G) temperature of each member of a group."""
+        given = self._given_temperatures()
         return torch.tensor([given[member % len(given)] for member in range(group_size)], dtype=torch.float32)
 
     def _check_fit(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
@@ -120,7 +133,14 @@ class Sampler:
 
 
 def draw_uniforms(key: SampleKey, numbers: list[int], group_size: int, length: int) -> Tensor:
-    """(P * G, length) float32 in [0, 1): one generator per prompt, keyed by (seed, rollout, the prompt's number, round)."""
+    """(P * G, length) float32 in [0, 1), by one generator per prompt, keyed by (seed, rollout, the prompt's number, round).
+
+    Args:
+        key: the rest of the generators' key.
+        numbers: P numbers of prompts in their data set.
+        group_size: G.
+        length: numbers per row.
+    """
     draws = [
         np.random.default_rng([key.seed, key.rollout, number, key.round]).random((group_size, length), dtype=np.float32)
         for number in numbers
@@ -129,31 +149,47 @@ def draw_uniforms(key: SampleKey, numbers: list[int], group_size: int, length: i
 
 
 class _Record:
-    """What was sampled, by row of the rollout, however the rows of the batch were dropped on the way."""
+    """Record of sampled tokens, step by step, from which rollouts are made.
+
+    Tokens are kept with their place in the flattened rollouts, so that rows may leave the batch on the way.
+
+    Args:
+        rows: N.
+        width: most tokens of a row.
+    """
 
     def __init__(self, rows: int, width: int) -> None:
         self.rows, self.width = rows, width
-        self.steps: list[tuple[Tensor, ...]] = []  # place in the flattened rollout, token, log-probability, entropy, end
-        self.kept: list[tuple[Tensor, Tensor]] = []  # place, and an id that was kept there
+        self.steps: list[tuple[Tensor, ...]] = []  # place, token, log-probability, entropy, whether it is an end: (n) each
+        self.kept: list[tuple[Tensor, Tensor]] = []  # place, and a token id that was kept there
 
-    def write(self, rows: Tensor, taken: Tensor, open_: Tensor, choice: Choice, ended: Tensor) -> None:
-        """One more token of each open row, behind the ``taken`` ones that it has."""
-        # A closed row's token goes to a place behind all others, which is cut off in the end.
-        places = torch.where(open_, rows * self.width + taken, self.rows * self.width)
-        self.steps.append((places, choice.tokens, choice.logprobs.float(), choice.entropies.float(), ended))
-        if choice.kept is not None:
-            place, ids = (choice.kept & open_[:, None]).nonzero(as_tuple=True)
+    def write(self, rows: Tensor, generated: Tensor, running: Tensor, sampled: SampledTokens, ended: Tensor) -> None:
+        """Add a token to each running row.
+
+        Args:
+            rows: (n) numbers of the rollouts' rows.
+            generated: (n) tokens that each row had before.
+            running: (n) bool, False at finished rows.
+            sampled: the tokens.
+            ended: (n) bool, True at end tokens.
+        """
+        # Tokens of finished rows go to one place after all others, which is cut off in the end.
+        places = torch.where(running, rows * self.width + generated, self.rows * self.width)
+        self.steps.append((places, sampled.tokens, sampled.logprobs.float(), sampled.entropies.float(), ended))
+        if sampled.kept is not None:
+            place, ids = (sampled.kept & running[:, None]).nonzero(as_tuple=True)
             self.kept.append((places[place], ids.int()))
 
-    def rollouts(self, prompts: PromptBatch, temperature: Tensor) -> Rollouts:
+    def rollouts(self, prompts: PromptBatch, temperatures: Tensor) -> Rollouts:
+        """Rollouts of all recorded tokens, cut to the longest row; ``temperatures`` is (N)."""
         places, tokens, logprobs, entropies, ended = (torch.cat(column) for column in zip(*self.steps, strict=True))
         rows, longest = self.rows, self.width
-        lengths = places.bincount(minlength=rows * longest + 1)[:-1].view(rows, longest).sum(1)
+        lengths = places.bincount(minlength=rows * longest + 1)[:-1].view(rows, longest).sum(1)  # (N)
         width = int(lengths.max())
 
         def table(values: Tensor) -> Tensor:
             flat = values.new_zeros(rows * longest + 1).index_copy(0, places, values)
-            return flat[:-1].view(rows, longest)[:, :width].clone()
+            return flat[:-1].view(rows, longest)[:, :width].clone()  # (N, T)
 
         return Rollouts(
             prompts,
@@ -162,7 +198,7 @@ class _Record:
             truncated=~table(ended).any(1),
             logprobs=table(logprobs),
             entropies=table(entropies),
-            temperature=temperature.masked_fill(temperature == 0, 1.0),  # greedy log-probabilities are untempered
+            temperature=temperatures.masked_fill(temperatures == 0, 1.0),  # greedy log-probabilities are untempered
             support=self._support(width),
         )
 
@@ -170,7 +206,7 @@ class _Record:
         if not self.kept:
             return None
         places = torch.cat([place for place, _ in self.kept])
-        order = places.argsort(stable=True)  # from step by step to row by row
+        order = places.argsort(stable=True)  # they were recorded step by step, and are stored row by row
         ids = torch.cat([ids for _, ids in self.kept])[order]
         counts = places.bincount(minlength=self.rows * self.width).view(self.rows, self.width)
         return Support(ids, counts[:, :width].int())

@@ -1,7 +1,7 @@
 """Random arithmetic expressions: the grammar, exact values and the printed text.
 
-The text and the value must never disagree: a right operand that binds no tighter than its operator always gets
-parentheses, so that ``10-(2+3)`` is not printed as ``10-2+3``, and reading the text by the ordinary rules (``* / %``
+Text and value must never disagree: a right operand that does not bind tighter than its operator always gets
+parentheses, so that ``10-(2+3)`` is not printed as ``10-2+3``. Reading the text by the ordinary rules (``* / %``
 before ``+ -``, left to right, a minus sign in operand position belongs to its digits) gives back the same tree.
 """
 
@@ -34,21 +34,22 @@ _BINARY: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "min": min,
 }
 OPERATORS = (*_BINARY, *_UNARY)
-_RESAMPLES = 10
+_DIVISOR_REDRAWS = 10
+"""Further draws of a divisor that is zero, after which it becomes a literal from 1 up."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """Which expressions are drawn, and how loosely they are printed."""
+    """Distribution of arithmetic expressions and of the spaces and redundant parentheses in their text."""
 
     operators: Sequence[str] = ("+", "-")
-    """Drawn with equal probability, out of + - * / % max min next prev abs; % has the sign of its divisor."""
+    """Operators, each equally likely: any of + - * / % max min next prev abs; % has the sign of its divisor."""
     max_digits: int = 2
-    """Digits of the longest literal; the number of digits is uniform from 1 to this."""
+    """Digits of the longest literal; the number of digits is uniform from 1 to ``max_digits``."""
     max_depth: int = 1
-    """Operators on the longest path; 1 is a single operator, and deeper operands are literals half of the time."""
+    """Operators on the longest path from the root, 1 for a single operator; deeper operands are literals half of the time."""
     signed: bool = True
-    """Whether literals are negative with probability 1/2; without it all are 0 or more."""
+    """Whether literals are negative with probability 1/2; otherwise all are 0 or more."""
     spaces: float = 0.0
     """Probability of a space at each place between two tokens; 0 prints none, 1 prints all."""
     parentheses: float = 0.0
@@ -69,13 +70,13 @@ class Grammar:
         # Each literal and each sum adds its digits to the numerator and to the denominator of the value.
         if 2 * (self.max_digits + 1) * 2**self.max_depth > MAX_CHARACTERS - 2:
             raise ValueError(
-                f"Grammar max_depth={self.max_depth} with max_digits={self.max_digits}: write smaller ones, "
-                f"results may pass {MAX_CHARACTERS} characters."
+                f"Grammar max_depth={self.max_depth} with max_digits={self.max_digits}: write smaller values, "
+                f"results may have more than {MAX_CHARACTERS} characters."
             )
 
 
 class Node(NamedTuple):
-    """An expression; a literal has no children and an empty operator."""
+    """Expression with its value; a literal has no children and an empty operator."""
 
     operator: str
     children: tuple[Node, ...]
@@ -91,10 +92,10 @@ def show(node: Node, grammar: Grammar, order: DigitOrder = "big", rng: Random | 
     """Print an expression.
 
     Args:
-        node: The expression.
-        grammar: Gives the probabilities of spaces and of redundant parentheses.
-        order: The order of the digits within each number.
-        rng: Draws spaces and redundant parentheses; without it there are none.
+        node: the expression.
+        grammar: has the probabilities of spaces and of redundant parentheses.
+        order: order of the digits within each number.
+        rng: draws spaces and redundant parentheses; None prints none.
     """
     if rng is None:
         return "".join(_tokens(node, order))
@@ -106,7 +107,7 @@ def show(node: Node, grammar: Grammar, order: DigitOrder = "big", rng: Random | 
 
 
 def canonical(node: Node) -> str:
-    """Print an expression in the one way that tells whether two problems are the same."""
+    """Print an expression without spaces or redundant parentheses: equal problems have equal texts."""
     return "".join(_tokens(node, "big"))
 
 
@@ -127,7 +128,8 @@ def _operand(grammar: Grammar, rng: Random, depth: int) -> Node:
 
 
 def _divisor(grammar: Grammar, rng: Random, depth: int) -> Node:
-    for _ in range(1 + _RESAMPLES):
+    """Draw an operand that is not zero."""
+    for _ in range(1 + _DIVISOR_REDRAWS):
         node = _operand(grammar, rng, depth)
         if node.value != 0:
             return node
@@ -136,6 +138,7 @@ def _divisor(grammar: Grammar, rng: Random, depth: int) -> Node:
 
 def _literal(grammar: Grammar, rng: Random, lowest: int = 0) -> Node:
     digits = rng.randint(1, grammar.max_digits)
+    # Among one-digit numbers 0 counts too; longer ones begin with 1 to 9.
     value = rng.randint(10 ** (digits - 1) if digits > 1 else lowest, 10**digits - 1)
     if grammar.signed and rng.random() < 0.5:
         value = -value

@@ -1,8 +1,8 @@
-"""Writing and reading exact numbers: the one place that says which texts are numbers.
+"""Exact numbers as text: the one definition of which texts are numbers.
 
-A number is written in one way only: ``-12``, ``1/3``. In little order the digits of each integer run from the lowest
-up and the sign stays in front: ``-21`` is minus twelve, ``1/21`` a twelfth. Reading is strict, because a reward that
-accepts ``3.0`` or ``+10`` teaches a model to write them.
+A number has one text: ``-12``, ``1/3``. In little order the digits of each integer run from the lowest up and the sign
+stays in front: ``-21`` is minus twelve, ``1/21`` a twelfth. Reading is strict, because a reward that accepts ``3.0`` or
+``+10`` teaches a model to write them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 DigitOrder = Literal["big", "little"]
 
 MAX_CHARACTERS = 1000
-"""Longer texts are not read: ``int`` raises on some thousands of digits, and the text may come from a model."""
+"""Characters of the longest text that is read: ``int`` raises on some thousands of digits, and a model may write them."""
 
 # [0-9] and not \d, which also matches the digits of other scripts.
 _NUMBER = re.compile(r"(-?)([0-9]+)(?:/([0-9]+))?")
@@ -29,10 +29,10 @@ def write_number(value: Fraction | int, order: DigitOrder = "big") -> str:
 
 
 def read_number(text: str, order: DigitOrder = "big") -> Fraction | None:
-    """Read what ``write_number`` writes, and fractions that are not in lowest terms.
+    """Read the text of a number, or of a fraction that is not in lowest terms.
 
     Returns:
-        The value, or None for every other text.
+        The value; None for any other text.
     """
     match = _NUMBER.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if match is None:
@@ -52,6 +52,7 @@ def _write_integer(value: int, order: DigitOrder) -> str:
 
 
 def _read_digits(digits: str, order: DigitOrder) -> int | None:
+    """Value of digits; None for leading zeros."""
     if order == "little":
         digits = digits[::-1]
     if digits[0] == "0" and len(digits) > 1:

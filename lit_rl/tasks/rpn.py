@@ -1,10 +1,10 @@
-"""Modular arithmetic in reverse Polish notation: random expressions, their derivations and how both are written.
+"""Modular arithmetic in reverse Polish notation: random expressions, their derivations, and the texts of both.
 
     prompt  <boe> 2 3 + 4 +          completion  = 5 4 + = 9          value 9
 
-An expression is a list of words: operands from 0 to modulus - 1 and operators behind their two operands. A triple
-[operand operand operator] is ready: it can be replaced by its value. Two ready triples never overlap, for the second word of
-a triple is an operand and its third is none.
+An expression is a list of words: operands from 0 to modulus - 1, and operators after their two operands. A triple
+[operand operand operator] is ready: its value can replace it. Two ready triples never overlap, because the second word of a
+triple is an operand and its third is an operator.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class RPNGrammar:
-    """Which expressions are drawn."""
+    """Distribution of modular expressions."""
 
     modulus: int = 13
-    """Values are taken modulo this, prime or not; operands are uniform from 0 to one less."""
+    """Modulus of all values, prime or not; operands are uniform from 0 to ``modulus - 1``."""
     operators: Sequence[str] = ("+",)
-    """Drawn with equal probability, out of + - *."""
+    """Operators, each equally likely: any of + - *."""
     min_operations: int = 1
-    """Operators in the shortest expressions; the number of operators is uniform from this to the next."""
+    """Operators in the shortest expressions; the number of operators is uniform up to ``max_operations``."""
     max_operations: int = 3
     """Operators in the longest expressions."""
 
@@ -54,18 +54,18 @@ class RPNGrammar:
 
 
 def generate(grammar: RPNGrammar, rng: Random) -> list[str]:
-    """Draw an expression: the number of operators uniform, then uniform over all trees with that many."""
+    """Draw an expression: first the number of operators, then one of all trees with that many, each equally likely."""
     shape = _shape(rng.randint(grammar.min_operations, grammar.max_operations), rng)
     return [str(rng.randrange(grammar.modulus)) if leaf else rng.choice(grammar.operators) for leaf in shape]
 
 
 def reduce_once(expression: Sequence[str], modulus: int) -> list[str]:
-    """Replace every ready triple of the expression by its value; those that only become ready thereby stay."""
+    """Replace every ready triple of the expression by its value; triples that become ready thereby stay."""
     return [value for _, value in _pieces(expression, modulus)]
 
 
 def derivation(expression: list[str], modulus: int) -> list[list[str]]:
-    """The expression, what `reduce_once` makes of it, and so on until nothing is ready: down to a single value."""
+    """The expression and every `reduce_once` of it, until no triple is ready: down to a single value."""
     expressions = [expression]
     while (reduced := reduce_once(expressions[-1], modulus)) != expressions[-1]:
         expressions.append(reduced)
@@ -74,8 +74,8 @@ def derivation(expression: list[str], modulus: int) -> list[list[str]]:
 
 def is_step(before: list[str], after: list[str], modulus: int) -> bool:
     """Whether one expression comes from another by replacing at least one of its ready triples, each by its own value."""
-    # How many words of `after` the pieces so far may account for: where a triple begins with its own value, as in
-    # ``2 0 +``, only what follows can tell whether it was replaced.
+    # Numbers of words of `after` that the pieces so far may stand for. There are several if a triple begins with its own
+    # value, as in ``2 0 +``: only later words tell whether it was replaced.
     ends = {0}
     for piece, value in _pieces(before, modulus):
         ends = {end + len(words) for words in (piece, [value]) for end in ends if after[end : end + len(words)] == words}
@@ -83,22 +83,22 @@ def is_step(before: list[str], after: list[str], modulus: int) -> bool:
 
 
 def write_prompt(expression: Sequence[str]) -> str:
-    """The text that asks for an expression's value; it ends before the first ``=``."""
+    """Text that asks for an expression's value; it ends before the first ``=``."""
     return " ".join([BEGIN, *expression])
 
 
 def read_prompt(prompt: str) -> list[str]:
-    """The expression in a prompt."""
+    """Expression of a prompt."""
     return prompt.removeprefix(f"{BEGIN} ").split(" ")
 
 
 def write_steps(steps: Sequence[Sequence[str]]) -> str:
-    """The text of expressions that follow from a prompt's, ``=`` before each."""
+    """Text of the expressions that a prompt's expression reduces to, ``=`` before each."""
     return " ".join(word for step in steps for word in (EQUALS, *step))
 
 
 def read_steps(text: str) -> list[list[str]]:
-    """The expressions in a completion, as they are written; none where it does not begin with ``=``."""
+    """Expressions of a completion, whether valid or not; empty if it does not begin with ``=``."""
     words = text.split(" ")
     if words[0] != EQUALS:
         return []
@@ -108,20 +108,20 @@ def read_steps(text: str) -> list[list[str]]:
 
 @cache
 def operands(modulus: int) -> frozenset[str]:
-    """Every operand in the one way it is written."""
+    """Texts of all operands; an operand has one text."""
     return frozenset(map(str, range(modulus)))
 
 
 def vocabulary(modulus: int) -> list[str]:
-    """Every word of prompts and completions but the control tokens."""
+    """All words of prompts and completions, without the control tokens."""
     return [*map(str, range(modulus)), *OPERATORS, EQUALS]
 
 
 def _shape(operations: int, rng: Random) -> list[bool]:
-    """A tree in postorder, uniform over all binary trees with this many operators: True for an operand, else an operator.
+    """Draw a binary tree with this many operators, each tree equally likely; in postorder, True for an operand.
 
-    By the cycle lemma (Dvoretzky and Motzkin 1947), of the rotations of any order of k + 1 operands (+1) and k operators (-1)
-    exactly one has only positive prefix sums, which makes it an expression: the one that begins behind the last lowest sum.
+    By the cycle lemma (Dvoretzky and Motzkin 1947) exactly one rotation of any order of k + 1 operands (+1) and k operators
+    (-1) has only positive prefix sums, and so is an expression: the rotation that begins after the last lowest sum.
     """
     leaves = [True] * (operations + 1) + [False] * operations
     rng.shuffle(leaves)
@@ -131,7 +131,7 @@ def _shape(operations: int, rng: Random) -> list[bool]:
 
 
 def _pieces(expression: Sequence[str], modulus: int) -> Iterator[tuple[list[str], str]]:
-    """The expression cut into ready triples, each with its value, and single words, each with itself."""
+    """Cut an expression into ready triples, each with its value, and single words, each with itself."""
     known = operands(modulus)
     place = 0
     while place < len(expression):

@@ -1,9 +1,9 @@
-"""The worked solution of an expression, as a chain of true statements.
+"""Worked solutions of expressions, as chains of true statements.
 
 ``12+34*5`` is worked as ``34*5=170,12+170=182``: each statement reduces one operator whose operands are numbers, left
-to right and innermost first, and the last one gives the value. With columns, sums and differences of longer integers
+to right and innermost first, and the last statement gives the value. With columns, sums and differences of longer integers
 are worked from the lowest digit up: ``57+68`` as ``7+8=15,5+6+1=12,57+68=125``, and ``52-38`` as
-``12-8=4,4-3=1,52-38=14``, where 12 has borrowed a ten and 4 has given it. Every statement is true by the ordinary rules
+``12-8=4,4-3=1,52-38=14``, where 12 has borrowed a ten and 4 has lent it. Every statement is true by the ordinary rules
 and written in the digit order of its problem. Commas outside parentheses separate statements.
 """
 
@@ -21,9 +21,9 @@ def steps(node: Node, order: DigitOrder = "big", columns: bool = False) -> str:
     """Work an expression.
 
     Args:
-        node: The expression, with an operator at its root.
-        order: The order of the digits within each number.
-        columns: Whether integers of two digits or more are added and subtracted column by column.
+        node: the expression, with an operator at its root.
+        order: order of the digits within each number.
+        columns: whether integers of two digits or more are added and subtracted column by column.
     """
     return ",".join(_statements(node, order, columns))
 
@@ -58,7 +58,8 @@ def _operand(value: Fraction | int, order: DigitOrder) -> str:
 
 
 def _column_statements(left: int, operator: str, right: int, order: DigitOrder) -> Iterator[str]:
-    """Work on magnitudes and close with the statement about them, unless it is the problem's own."""
+    """Columns of the magnitudes, then the statement about the magnitudes, unless it is the problem's own."""
+    # Columns have no signs: two summands of one sign are added, two of different signs subtracted.
     added = right if operator == "+" else -right
     if (left < 0) == (added < 0):
         magnitude_operator, first, second = "+", abs(left), abs(right)
@@ -85,10 +86,11 @@ def _sum_columns(first: int, second: int, order: DigitOrder) -> Iterator[str]:
 
 
 def _difference_columns(large: int, small: int, order: DigitOrder) -> Iterator[str]:
-    """Subtract the smaller magnitude; a column that gave a ten to the one below starts one lower."""
+    """Statements of a difference of magnitudes; a column that lent a ten starts one lower."""
     borrowed = 0
     for upper, lower in zip_longest(reversed(str(large)), reversed(str(small))):
         if lower is None:
+            # The higher digits of the large magnitude stay as they are.
             if not borrowed:
                 return
             top, taken = int(upper), borrowed

@@ -1,4 +1,4 @@
-"""Tokenizers for models that are trained from scratch on a task: one token per character, byte or word."""
+"""Tokenizers of models that are trained from scratch on a task: one token per character, byte or word."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ CONTROL_TOKENS = ("<pad>", "<bos>", "<eos>")
 def character_tokenizer(characters: str, special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per character.
 
-    The ids run over ``<pad>``, ``<bos>``, ``<eos>``, the special tokens and the characters. No token is added to a
-    text, and encoding a text with any other character raises an error, for a dropped one would change the problem.
+    The ids run over ``<pad>``, ``<bos>``, ``<eos>``, the special tokens and the characters. Encoding adds no token, and
+    raises an error for any other character: without it the text would be another problem.
 
     Args:
-        characters: Every character that a text may hold.
-        special: Further special tokens, each one token wherever it is written out.
+        characters: all characters that a text may hold.
+        special: further special tokens, each one token wherever it is written out.
+
+    Raises:
+        ValueError: for a token that is empty or named twice.
     """
-    # Seconds of import that a worker process which only makes problems should not pay.
+    # The import takes seconds, which workers that only generate problems need not wait.
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = [*CONTROL_TOKENS, *special, *characters]
     repeated = sorted({token for token in tokens if tokens.count(token) > 1})
     if repeated or "" in tokens:
         raise ValueError(f"character_tokenizer: name each token once and none empty; repeated are {repeated}.")
-    # There is no unknown token on purpose: the library raises where it would stand.
+    # Without an unknown token the library raises an error for an unknown character.
     backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
@@ -40,14 +43,14 @@ def character_tokenizer(characters: str, special: Sequence[str] = ()) -> PreTrai
 
 
 def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer for the texts of ``ArithmeticProblems``."""
+    """Build the tokenizer of ``ArithmeticProblems``."""
     return character_tokenizer(
         string.digits + "+-*/%(),= " + string.ascii_lowercase, ("<big>", "<little>", "<scratchpad>", "<answer>")
     )
 
 
 def reasoning_tokenizer() -> PreTrainedTokenizerFast:
-    r"""Build the tokenizer for arithmetic with reasoning before each prediction: ``<think>...</think>\boxed{...}``."""
+    r"""Build the tokenizer of arithmetic with reasoning before each prediction: ``<think>...</think>\boxed{...}``."""
     return character_tokenizer(
         string.digits + "+-*/%(),= }" + string.ascii_lowercase,
         ("<big>", "<little>", "<scratchpad>", "<answer>", "<think>", "</think>", r"\boxed{"),
@@ -55,7 +58,7 @@ def reasoning_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token per byte, for any text, after ``<pad>``, ``<bos>`` and ``<eos>``."""
+    """Build a tokenizer of any text: ``<pad>``, ``<bos>``, ``<eos>``, then one token per byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokens = [*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -66,10 +69,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def rpn_tokenizer(modulus: int) -> PreTrainedTokenizerFast:
-    """Build the tokenizer for the texts of ``RPNProblems``, with one token per word.
+    """Build the tokenizer of ``RPNProblems``, with one token per word.
 
-    The ids run over ``<pad>``, ``<boe>``, ``<eoe>``, the operands, the operators and ``=``: 20 of them for modulus 13. Words
-    are separated by single spaces, in the decoded text too; any other word raises an error.
+    The ids run over ``<pad>``, ``<boe>``, ``<eoe>``, the operands, the operators and ``=``: 20 ids for modulus 13. Single
+    spaces separate words, in the decoded text too. Any other word raises an error.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -81,7 +84,7 @@ def rpn_tokenizer(modulus: int) -> PreTrainedTokenizerFast:
 
 
 def _wrapped(backend: Tokenizer, control: Sequence[str], special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers uses it, with its padding, first and last token."""
+    """Wrap a tokenizer for transformers, with its padding, first and last token."""
     from transformers import PreTrainedTokenizerFast
 
     pad, begin, end = control

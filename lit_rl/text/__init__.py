@@ -1,1 +1,1 @@
-"""Texts before a model reads them: token bytes, windows, templates, chat."""
+"""Texts before a model reads them: token bytes, windows, templates, chat, splits by hash."""

@@ -1,4 +1,4 @@
-"""Questions in the form that a policy reads: plain text, or a user's turn in its tokenizer's chat template."""
+"""Chat template: questions as a user's turn for policies that chat, as plain text for others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def user_turn(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A text as the user's turn of the chat template, open for the answer; the text itself without a template."""
+    """Text as the user's turn of the chat template, open for the answer; unchanged if the tokenizer has no template."""
     if not tokenizer.chat_template:
         return text
     message = [{"role": "user", "content": text}]
@@ -18,8 +18,8 @@ def ask(question: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
 
     Args:
         question: the question, with the form that the answer should have.
-        tokenizer: the policy's.
-        chat: use its chat template, if it has one.
+        tokenizer: the policy's tokenizer.
+        chat: whether to use the chat template, if the tokenizer has one.
     """
     if chat and tokenizer.chat_template:
         return user_turn(question, tokenizer)
@@ -27,6 +27,7 @@ def ask(question: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that this tokenizer puts before every text, if any: batches are tokenized without it."""
+    """Token that this tokenizer puts before every text; empty without one."""
+    # Batches are tokenized without special tokens, so a plain prompt must write this one out.
     begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return str(tokenizer.bos_token) if begins else ""

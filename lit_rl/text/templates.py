@@ -1,7 +1,7 @@
-"""How a policy is asked to reason about the next token of a text: seven templates after arXiv 2506.08007, appendix B.
+"""Templates that ask a policy to reason about the next token of a text: seven, after arXiv 2506.08007, appendix B.
 
-They differ in how much they explain: the paper trained with its v0, the plainest, and found the longer ones to start from more
-right answers. The wording is this project's own.
+The templates differ in how much they explain. The paper trained with its v0, the plainest, and found that a model answers
+more often right at the start with the longer templates. The wording is this project's own.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ question your first idea, and check that your prediction fits directly behind th
 ### Context
 {{context}}""",
 }
-"""By name; ``{context}`` is where the text goes."""
+"""Templates by name; the text replaces ``{context}``."""
 
 DIRECT = "direct"
-"""No template: the policy continues the text itself."""
+"""Name for no template: the policy continues the text itself."""
 
 
 def check_template(template: str) -> None:
-    """Refuse what is neither a template's name nor a template.
+    """Refuse a text that is neither a template's name nor a template.
 
     Raises:
-        ValueError: with what to write instead.
+        ValueError: with the names and the form of a template.
     """
     if template not in (*TEMPLATES, DIRECT) and template.count("{context}") != 1:
         raise ValueError(
@@ -80,6 +80,7 @@ def check_template(template: str) -> None:
 
 
 def fill_in(template: str, context: str) -> str:
-    """A template with its context; nothing else in either is read as a placeholder."""
+    """Template, by its name or its text, with its context."""
+    # Not `str.format`: templates and contexts may hold other braces.
     before, _, after = TEMPLATES.get(template, template).partition("{context}")
     return before + context + after

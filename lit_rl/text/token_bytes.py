@@ -1,7 +1,7 @@
-"""The bytes that each token of a tokenizer stands for, read from its vocabulary and never by decoding.
+"""Token bytes: the bytes that each token of a tokenizer stands for, read from its vocabulary and never by decoding.
 
 Decoding a part of a text and encoding it again gives other tokens, and half a character decodes to U+FFFD. Byte-level BPE
-writes every byte as a printable character; SentencePiece writes a space as U+2581 and single bytes as ``<0x0A>``; word- and
+writes every byte as a printable character. SentencePiece writes a space as U+2581 and single bytes as ``<0x0A>``. Word- and
 character-level vocabularies hold the text itself.
 """
 
@@ -10,31 +10,37 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "\u2502"
-"""Between the tokens of a reference; no byte becomes this character."""
+"""Character between the tokens of a reference; as Latin-1 no byte becomes this character."""
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACES_LOST = {"WordPiece", "BPEDecoder", "BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+"""Pre-tokenizers and decoders of vocabularies whose tokens do not say which spaces stand before them."""
 
 
-def token_bytes(tokenizer: Any) -> list[bytes]:
-    """Bytes of every token id of a transformers tokenizer; special tokens as they are written out, none for unused ids.
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """Bytes of every token id: the text of a special token, no bytes for an unused id.
 
     Raises:
         ValueError: for a tokenizer whose tokens do not say their bytes (WordPiece, words split at white space).
     """
-    count = max(tokenizer.get_vocab().values()) + 1  # `len` would be too short where ids are left out
+    count = max(tokenizer.get_vocab().values()) + 1  # `len` would be too small for a vocabulary that leaves ids out
     tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
     read = _reader(tokenizer)
-    # Gemma adds runs of spaces to its vocabulary as tokens that are not special.
+    # Added tokens are plain text, except in SentencePiece: Gemma adds runs of U+2581 that are not special.
     spaced = read is _sentencepiece_bytes
     added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special or not spaced}
     return [added[number].encode() if number in added else read(token or "") for number, token in enumerate(tokens)]
 
 
-def _reader(tokenizer: Any) -> Callable[[str], bytes]:
-    """How a token of this vocabulary is read."""
+def _reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
+    """Function from a token of this vocabulary to its bytes."""
+    # Tokenizers that are written in Python have no backend; they are taken for SentencePiece.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend is not None else {"decoder": {"type": "Metaspace"}}
     kinds = set(_kinds(parts.get("pre_tokenizer"))) | set(_kinds(parts.get("decoder")))
@@ -53,7 +59,7 @@ def _reader(tokenizer: Any) -> Callable[[str], bytes]:
 
 
 def _kinds(part: Any) -> Iterable[str]:
-    """The types of a component and of those inside it."""
+    """Types of a component and of the components inside it."""
     if isinstance(part, dict):
         if "type" in part:
             yield part["type"]
@@ -70,7 +76,7 @@ def _sentencepiece_bytes(token: str) -> bytes:
 
 
 def _byte_characters() -> dict[str, bytes]:
-    """Byte-level BPE's alphabet: printable Latin-1 bytes stand for themselves, the other 68 follow from U+0100 on."""
+    """Alphabet of byte-level BPE: printable Latin-1 bytes stand for themselves, U+0100 and up for the other 68 in order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     rest = [byte for byte in range(256) if byte not in printable]
     characters = [*map(chr, printable), *(chr(256 + place) for place in range(len(rest)))]
@@ -78,15 +84,15 @@ def _byte_characters() -> dict[str, bytes]:
 
 
 def write_pieces(pieces: Sequence[bytes]) -> str:
-    """Bytes of consecutive tokens as one readable text, from which `read_pieces` gets them back."""
+    """Bytes of consecutive tokens as one readable text, a reference; `read_pieces` inverts it."""
     return SEPARATOR.join(piece.decode("latin-1") for piece in pieces)
 
 
 def read_pieces(reference: str) -> list[bytes]:
-    """Bytes of the tokens that `write_pieces` wrote.
+    """Bytes of the tokens of a reference.
 
     Raises:
-        ValueError: for a text that it did not write.
+        ValueError: for a text that `write_pieces` does not write.
     """
     try:
         return [piece.encode("latin-1") for piece in reference.split(SEPARATOR)] if reference else []

@@ -1,4 +1,4 @@
-"""How many prompts, rows, steps and micro-batches a run works through: checked and shown before it starts."""
+"""Batch plan: numbers of prompts, rows, steps and micro-batches of a run, checked and shown before it starts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Sizes of one batch of prompts and what becomes of it; all but the per-rank figures are global.
+    """Sizes of a batch of prompts, and of its minibatches and micro-batches; over all ranks if not said otherwise.
 
     Args:
-        prompts: prompts in a batch, over all ranks.
-        ranks: processes that share them.
+        prompts: prompts in a batch.
+        ranks: processes that share the prompts.
         group_size: G, completions per prompt; 1 for supervised training.
         epochs: passes over the batch.
         minibatches: optimizer steps per pass.
         accumulate: micro-batches per optimizer step (``trainer.accumulate_grad_batches``).
 
     Raises:
-        ValueError: where the sizes do not divide, with the nearest ones that do.
+        ValueError: if the sizes do not divide; the message names the nearest numbers of prompts that do.
     """
 
     prompts: int
@@ -39,6 +39,7 @@ class BatchPlan:
             )
 
     def _nearest(self, unit: int) -> tuple[int, int]:
+        """Next smaller and next larger number of prompts that divides."""
         smallest = unit * self.accumulate
         below = max(self.prompts // unit * unit, smallest)
         return below, max(below + unit, smallest)
@@ -50,11 +51,11 @@ class BatchPlan:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches per batch of prompts, on each rank."""
+        """Micro-batches per batch of prompts and rank."""
         return self.steps * self.accumulate
 
     def rows(self) -> list[tuple[str, str]]:
-        """The plan as a table of two columns."""
+        """Table of the plan, as rows of two columns."""
         per_step = self.prompts // self.minibatches
         return [
             ("prompts per batch", f"{self.prompts} over {self.ranks} rank(s)"),
@@ -70,20 +71,21 @@ class BatchPlan:
 
 
 def balanced_parts(costs: list[int], parts: int) -> list[list[int]]:
-    """Deal items into parts of nearly equal cost, each at least one item: dearest first, always to the cheapest part.
+    """Items dealt into parts of nearly equal cost, at least one item each: dearest item first, always to the cheapest part.
 
     Example: costs 5 4 3 3 in two parts: [0, 3] and [1, 2], costs 8 and 7.
 
     Args:
-        costs: what each item costs, for example its tokens; at least ``parts`` items.
-        parts: how many parts.
+        costs: cost of each item, for example its tokens; at least ``parts`` items.
+        parts: number of parts.
 
     Returns:
-        The items' numbers by part, in ascending order.
+        Numbers of the items of each part, in ascending order.
     """
     loads = [0] * parts
     dealt: list[list[int]] = [[] for _ in range(parts)]
     for item in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
+        # A part without items is the cheapest even if all items so far cost nothing.
         part = min(range(parts), key=lambda number: (bool(dealt[number]), loads[number], number))
         dealt[part].append(item)
         loads[part] += costs[item]

@@ -1,4 +1,4 @@
-"""Checks before the first step: Trainer options that cannot work, each refused in one line that says what to write instead."""
+"""Checks before the first step: each refuses a Trainer option that cannot work, in one line that says what to write instead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse what cannot work with training streams or with clipping by norm."""
+    """Refuse strategies and callbacks that cannot work with training streams or with clipping by norm."""
     if isinstance(trainer.strategy, FSDPStrategy):
         raise ValueError("trainer.strategy fsdp cannot clip gradients by norm; write --trainer.strategy fsdp2.")
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
@@ -19,7 +19,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
 
 
 def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
-    """Refuse an epoch or a validation that would cut through what one batch of prompts becomes."""
+    """Refuse epochs and validations that would begin between the micro-batches of one batch of prompts."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     counts = {
@@ -36,7 +36,7 @@ def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
 
 
 def check_equal_work(problems: int, ranks: int) -> None:
-    """Refuse validation problems that ranks cannot share equally, where each forward is a step of all of them."""
+    """Refuse validation problems that ranks cannot share equally, if each forward pass is one of all ranks."""
     if problems % ranks:
         raise ValueError(
             f"model.policy.unshard layer needs equal work on every rank, but {problems} problems "

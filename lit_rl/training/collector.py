@@ -1,4 +1,4 @@
-"""Collector: prompts in, scored completions out. Knows nothing of learning."""
+"""Collector: prompts in, scored completions out. Contains no learning."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lit_rl.types import PromptBatch
 
 
 class Collector:
-    """Renders prompts, samples completions and scores them; the rollout callbacks speak before and after.
+    """Renders prompts, samples completions and scores them; calls the hooks of rollout callbacks before and after.
 
     Args:
-        actor: the policy that answers.
-        sampler: how completions are drawn.
+        actor: samples the completions.
+        sampler: settings of sampling.
         reward: scores completions.
         overlong: treatment of completions that are too long.
         group_size: completions per prompt.
@@ -26,11 +26,11 @@ class Collector:
     def __init__(self, actor: Actor, sampler: Sampler, reward: Reward, overlong: Overlong, group_size: int) -> None:
         self.actor, self.sampler, self.reward = actor, sampler, reward
         self.overlong, self.group_size = overlong, group_size
-        self.number = 0  # rollouts finished in this run, which sampling is keyed by
-        self.times: dict[str, float] = {}  # of the last rollout's first draw
+        self.number = 0  # rollouts finished in this run; the key of sampling
+        self.times: dict[str, float] = {}  # metrics of the last rollout's first draw
 
     def collect(self, prompts: PromptBatch) -> Rollouts:
-        """Scored rollouts of a batch of prompts, after the callbacks."""
+        """Next rollout: scored completions of a batch of prompts, after all hooks."""
         start = time.perf_counter()
         rollouts = self._sample(prompts, round=0)
         tokens = int(rollouts.lengths.sum()) * self.actor.runtime.ranks
@@ -46,11 +46,11 @@ class Collector:
         return rollouts
 
     def draw(self, prompts: PromptBatch, round: int) -> Rollouts:
-        """Scored rollouts of more prompts for the same rollout, before the callbacks of its end.
+        """Scored completions of more prompts for the current rollout; its last hook is not called.
 
         Args:
-            prompts: of the data.
-            round: counts the draws of a rollout from 1 on, so that a prompt that comes again gets other completions.
+            prompts: prompts of the data.
+            round: number of the draw in the rollout, from 1; a prompt that comes again gets other completions.
         """
         rollouts = self._sample(prompts, round)
         self._score(rollouts)

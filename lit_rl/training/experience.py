@@ -1,7 +1,7 @@
-"""Experience: training data of a reinforcement-learning module, made while it is consumed.
+"""Experience: training data of reinforcement learning, made while it is consumed.
 
-A batch of prompts becomes a scored rollout with advantages; its minibatches are yielded one micro-batch after another,
-``epochs`` times over. Generation thereby is data loading to Lightning, and every Trainer flag and strategy keeps its meaning.
+A batch of prompts becomes a scored rollout with advantages, whose minibatches are yielded as micro-batches, ``epochs`` times.
+So sampling is data loading to Lightning, and every Trainer flag and strategy keeps its meaning.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from lit_rl.training.stream import MicroBatch, TrainingStream
 
 
 class Experience(TrainingStream[Rollouts]):
-    """Rollouts as a stream of micro-batches.
+    """Stream of micro-batches of rollouts.
 
     Args:
         loader: batches of this rank's prompts.
-        plan: how rollouts are cut.
+        plan: sizes of a batch.
         collector: prompts -> scored rollouts.
-        finish: fills in advantages and whatever else the loss needs; returns metrics to log with the rollout.
-        unsharded: holds whole weights on every rank; entered once for all forwards of a rollout.
-        aggregation: how token losses become the loss of an optimizer step.
-        skips_zero_advantages: asked for each rollout, whether groups without advantages have no gradient.
+        finish: fills in advantages and all other fields that the loss reads; returns metrics to log with the rollout.
+        unsharded: holds whole weights on every rank; entered once for all forward passes of a rollout.
+        aggregation: aggregation of token losses into the loss of an optimizer step.
+        skips_zero_advantages: whether groups without advantages have no gradient; asked at each step, as coefficients change.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Experience(TrainingStream[Rollouts]):
         self.collector, self._finish, self._unsharded = collector, finish, unsharded
         self._aggregation: Aggregation = aggregation
         self._skips_zero_advantages = skips_zero_advantages
-        self.rollouts: Rollouts | None = None
-        self.metrics: dict[str, float] = {}
-        self.stopped = False  # whether no more steps are to be taken on the current rollout
+        self.rollouts: Rollouts  # current rollout
+        self.metrics: dict[str, float] = {}  # metrics of the current rollout
+        self.stopped = False  # whether the current rollout gets no further optimizer steps
 
     def begin(self) -> None:
         with self._unsharded():
@@ -64,15 +64,15 @@ class Experience(TrainingStream[Rollouts]):
     def draw(self, round: int) -> Rollouts:
         """Scored completions of this rank's next batch of prompts, for a callback that needs more in `on_rollout_end`.
 
-        All ranks draw together: else they would come to different places in the data.
+        All ranks must draw together, or their positions in the data would differ.
 
         Args:
-            round: counts the draws of a rollout from 1 on, so that a prompt that comes again gets other completions.
+            round: number of the draw in the rollout, from 1; a prompt that comes again gets other completions.
         """
         return self.collector.draw(self.prompts.next(), round)
 
     def _check_size(self, groups: int) -> None:
-        """Groups that callbacks leave must still divide into the plan's steps."""
+        """Refuse a number of groups, as callbacks left it, that does not divide into the plan's steps."""
         steps, least = self.plan.minibatches, self.plan.minibatches * self.plan.accumulate
         if groups % steps or groups < least:
             raise ValueError(
@@ -84,7 +84,6 @@ class Experience(TrainingStream[Rollouts]):
 
     def micro_batches(self) -> Iterator[MicroBatch[Rollouts]]:
         rollouts = self.rollouts
-        assert rollouts is not None, "`begin` comes first"
         size = rollouts.num_groups // self.plan.minibatches
         steps = [list(range(first, first + size)) for first in range(0, rollouts.num_groups, size)]
         counts = self._count(rollouts, steps)
@@ -95,7 +94,7 @@ class Experience(TrainingStream[Rollouts]):
                 yield from self._cut(rollouts, groups, counts[number], on_policy=epoch == number == 0)
 
     def _cut(self, rollouts: Rollouts, groups: list[int], counts: list[int], on_policy: bool) -> Iterator[MicroBatch[Rollouts]]:
-        """Micro-batches of one optimizer step: whole groups, balanced by tokens."""
+        """Micro-batches of one optimizer step: whole groups, with nearly equal numbers of tokens."""
         num_tokens, num_sequences, num_targets = counts
         useful = self._useful(rollouts, groups)
         parts = balanced_parts(self._tokens(rollouts)[useful].tolist(), self.plan.accumulate)
@@ -111,7 +110,7 @@ class Experience(TrainingStream[Rollouts]):
             yield MicroBatch(rows, weights, num_tokens, self.scale, first, last, on_policy, metrics, num_targets)
 
     def _useful(self, rollouts: Rollouts, groups: list[int]) -> list[int]:
-        """Groups whose rows have a gradient; at least one for each micro-batch, since every rank runs them all."""
+        """Groups that have a gradient, and others until there is one for each micro-batch, since all ranks run equally many."""
         if not self._skips_zero_advantages():
             return groups
         signal = _total(rollouts.group, (rollouts.advantages != 0).any(1)).tolist()
@@ -120,12 +119,12 @@ class Experience(TrainingStream[Rollouts]):
         return useful + fill[: max(0, self.plan.accumulate - len(useful))]
 
     def _tokens(self, rollouts: Rollouts) -> Tensor:
-        """(groups) tokens that each group costs: its prompts once, and its completions."""
+        """(groups) cost of each group in tokens: its prompts once, and its completions."""
         prompts = _total(_group_of_prompts(rollouts), rollouts.prompts.mask.sum(1))
         return prompts + _total(rollouts.group, rollouts.lengths)
 
     def _count(self, rollouts: Rollouts, steps: list[list[int]]) -> list[list[int]]:
-        """Of each minibatch over all ranks: tokens and sequences that count, and tokens of true completions."""
+        """For each minibatch over all ranks: tokens and sequences in the loss, and tokens of true completions."""
         mask = rollouts.loss_mask
         rows = torch.stack([mask.sum(1), counted_sequences(mask, self._aggregation)], dim=1)  # (N, 2)
         targets = mask.new_tensor([[len(completion)] for completion in rollouts.prompts.completions], dtype=torch.long)
@@ -140,21 +139,21 @@ class Experience(TrainingStream[Rollouts]):
         return super().unfinished and not self.stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """Beside the position: number of rollouts, and the current rollout itself if it is unfinished."""
+        """Position, number of rollouts, and the current rollout if it is unfinished."""
         state: dict[str, Any] = {"number": self.collector.number, "stopped": self.stopped, "rollouts": None, "metrics": {}}
-        if self.unfinished and self.rollouts is not None:
+        if self.unfinished:
             state |= {"rollouts": self.rollouts.to("cpu").state_dict(), "metrics": self.metrics}
         return super().state_dict() | state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.collector.number, self.stopped, self.metrics = state["number"], state["stopped"], state["metrics"]
-        saved = state["rollouts"]
-        self.rollouts = None if saved is None else Rollouts.from_state(saved).to(self.runtime.device)
+        if state["rollouts"] is not None:
+            self.rollouts = Rollouts.from_state(state["rollouts"]).to(self.runtime.device)
 
 
 def _total(numbers: Tensor, values: Tensor) -> Tensor:
-    """(groups, ...) sums of integer values (n, ...) by group number (n)."""
+    """(groups, ...) sums of integer values (n, ...) over equal group numbers (n)."""
     values = values.long()
     return values.new_zeros(int(numbers.max()) + 1, *values.shape[1:]).index_add(0, numbers, values)
 

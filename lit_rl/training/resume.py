@@ -1,4 +1,4 @@
-"""Resume state: the training streams of all ranks in a checkpoint, and a guard against the weights of another model."""
+"""Resuming: states of all ranks' training streams in a checkpoint, and a guard against the weights of another model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def collect_states(state: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
-    """Stream states of all ranks; every rank must call."""
+    """Stream states of all ranks, by rank; every rank must call."""
     if ranks == 1:
         return [state]
     states: list[Any] = [None] * ranks
@@ -18,7 +18,7 @@ def collect_states(state: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
 
 
 def state_of_rank(states: list[dict[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
-    """This rank's stream state out of a checkpoint.
+    """Stream state of one rank, from the states in a checkpoint.
 
     Raises:
         ValueError: if the checkpoint was written by another number of processes.
@@ -32,12 +32,21 @@ def state_of_rank(states: list[dict[str, Any]], rank: int, ranks: int) -> dict[s
 
 
 def check_same_model(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
-    """Refuse the weights of another model; without weights on either side there is nothing to compare."""
-    for name in [*own, *saved] if own and saved else []:
-        here, there = own.get(name), saved.get(name)
-        if here is None or there is None or here.shape != there.shape:
-            shapes = ["missing" if value is None else str(tuple(value.shape)) for value in (there, here)]
+    """Refuse the weights of another model; without weights on either side there is nothing to compare.
+
+    Raises:
+        ValueError: for the first weight that is missing on one side, or has another shape.
+    """
+    if not (own and saved):
+        return
+    for name in own | saved:
+        here, there = _shape(own.get(name)), _shape(saved.get(name))
+        if here != there:
             raise ValueError(
-                f"the checkpoint is of another model: {name} is {shapes[0]} there and {shapes[1]} here; "
+                f"the checkpoint is of another model: {name} is {there} there and {here} here; "
                 "set model.policy, and model.critic, as they were when it was written."
             )
+
+
+def _shape(weight: Tensor | None) -> str:
+    return "missing" if weight is None else str(tuple(weight.shape))

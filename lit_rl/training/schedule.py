@@ -11,23 +11,23 @@ from torch.optim.lr_scheduler import LRScheduler
 
 @dataclass
 class Schedule:
-    """How the learning rate changes over ``trainer.max_steps``."""
+    """Schedule of the learning rate over ``trainer.max_steps``."""
 
     name: str = "constant_with_warmup"
-    """``constant_with_warmup``, ``linear``, ``cosine``, ``cosine_with_min_lr``, ``warmup_stable_decay`` and the others of
-    transformers' ``get_scheduler``."""
+    """Name in transformers' ``get_scheduler``: ``constant_with_warmup``, ``linear``, ``cosine``, ``cosine_with_min_lr``,
+    ``warmup_stable_decay`` and others."""
     warmup_steps: int = 0
     """Optimizer steps in which the rate rises linearly from 0."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What the schedule takes beside that, for example {min_lr_rate: 0.1} for ``cosine_with_min_lr``."""
+    """Further arguments of the schedule, for example {min_lr_rate: 0.1} for ``cosine_with_min_lr``."""
 
     def build(self, optimizer: Optimizer, max_steps: int) -> LRScheduler:
-        """The scheduler of a run of ``max_steps`` optimizer steps (-1: unknown).
+        """Scheduler of a run of ``max_steps`` optimizer steps (-1: unknown).
 
         Raises:
-            ValueError: for an unknown name, or one that needs the run's length where that is unknown.
+            ValueError: for an unknown name, wrong options, or a schedule that needs the run's length if it is unknown.
         """
-        from transformers import get_scheduler  # seconds of import, which only training needs
+        from transformers import get_scheduler  # imported here: takes seconds, and only training needs it
 
         if max_steps < 0 and not self.name.startswith("constant"):
             raise ValueError(f"model.schedule {self.name!r} needs the run's length; give trainer.max_steps.")

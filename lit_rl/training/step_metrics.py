@@ -1,4 +1,4 @@
-"""Metrics of the log: of a rollout, and of an optimizer step over its micro-batches and ranks."""
+"""Metrics of a rollout, and metrics of an optimizer step over its micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ class StepMetrics:
     """Metrics of one optimizer step, added up over its micro-batches and over ranks.
 
     Args:
-        values: metrics that are finished already, those of the rollout.
+        values: finished metrics, such as those of the rollout.
     """
 
     def __init__(self, values: dict[str, float]) -> None:
         self.values = dict(values)
-        self._shares: dict[str, Tensor] = {}  # (2) float64 each: a numerator and a denominator, 0 for a plain sum
-        self._ends: dict[str, Tensor] = {}  # (2) each: the smallest value, negated, and the largest
+        self._shares: dict[str, Tensor] = {}  # (2) float64 each: numerator and denominator; denominator 0: a plain sum
+        self._ends: dict[str, Tensor] = {}  # (2) each: smallest value, negated, and largest value
 
     def add(self, sums: dict[str, Tensor], ratios: dict[str, tuple[Tensor, Tensor]], ranges: dict[str, Tensor]) -> None:
-        """Add the shares of a micro-batch; the arguments are those of `PolicyModule.record`."""
+        """Add the shares of a micro-batch; `PolicyModule.record` explains the arguments."""
         shares = {name: torch.stack([value.detach().double(), value.new_zeros(()).double()]) for name, value in sums.items()}
         shares |= {name: torch.stack([value.double() for value in pair]) for name, pair in ratios.items()}
         for name, share in shares.items():
             self._shares[name] = self._shares.get(name, torch.zeros_like(share)) + share
         for name, values in ranges.items():
+            # The smallest is kept negated, so that one maximum over micro-batches and ranks serves both ends.
             ends = torch.stack([-values.min(), values.max()]) if len(values) else values.new_full((2,), -torch.inf)
             self._ends[name] = self._ends.get(name, ends).maximum(ends)
 
     def over_ranks(self, total: Callable[[Tensor], Tensor], largest: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """All metrics, the same on every rank.
+        """All metrics, equal on all ranks.
 
         Args:
             total: sums a tensor over all ranks.
@@ -50,11 +51,11 @@ class StepMetrics:
 
 
 def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Metrics of a rollout by TRL's names, over all ranks.
+    """Metrics of a rollout over all ranks, by TRL's names.
 
     Args:
         rollouts: scored rollouts of this rank.
-        gather: concatenates values (n) of all ranks.
+        gather: joins the values (n) of all ranks.
     """
     rewards = gather(rollouts.rewards)
     lengths, truncated = gather(rollouts.lengths).float(), gather(rollouts.truncated)
@@ -67,7 +68,7 @@ def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> d
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
         "completions/clipped_ratio": truncated.float().mean(),
-        "entropy": gather(rollouts.entropies.sum(1)).sum() / sampled,
+        "entropy": gather((rollouts.entropies * rollouts.sampled).sum(1)).sum() / sampled,
     }
     if rollouts.has("ref_logprobs"):
         kl = kl_estimate(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.sampled

@@ -1,4 +1,4 @@
-"""The ``fsdp2`` strategy of the Trainer."""
+"""Trainer strategy ``fsdp2``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 class FSDP2Strategy(ModelParallelStrategy):
     """Fully sharded data parallelism (FSDP2) over all processes, whole checkpoints: ``--trainer.strategy fsdp2``.
 
-    Lightning's own default gives every process the same data and shards nothing.
+    Lightning's strategy by default gives every process the same data and shards nothing.
 
     Args:
-        kwargs: what Lightning's strategy takes, but for the sizes.
+        kwargs: arguments of Lightning's ``ModelParallelStrategy``, except sizes.
     """
 
     strategy_name = "fsdp2"
@@ -27,6 +27,6 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def register_strategies() -> None:
-    """Make ``fsdp2`` known to Lightning by name."""
+    """Register ``fsdp2`` with Lightning."""
     if "fsdp2" not in StrategyRegistry.available_strategies():
         StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all processes")

@@ -1,8 +1,8 @@
-"""Training streams: the training data of a module as micro-batches, at a position that survives a restart.
+"""Training stream: training data of a module as micro-batches, at a position that checkpoints keep.
 
-`training_step` stays ordinary: it gets a `MicroBatch` and returns a loss. A stream has a length, so that Lightning neither
-fetches ahead nor drops an open accumulation window, and its iterator does nothing before the first ``next``, since Lightning
-calls ``iter`` once more than it needs.
+`training_step` gets a `MicroBatch` and returns a loss. A stream has a length, so that Lightning neither fetches ahead nor
+drops an open accumulation window. Its iterator does nothing before the first ``next``, since Lightning calls ``iter`` once
+more than it needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,13 +31,13 @@ class MicroBatch(Generic[Rows]):
 
     Args:
         rows: rows to score.
-        weights: (N, T) share of each token in the optimizer step's loss (`lit_rl.objectives.aggregation.token_weights`).
-        num_tokens: tokens that count in the whole optimizer step, on all ranks.
+        weights: (N, T) share of each token in the loss of the optimizer step (`lit_rl.objectives.aggregation.token_weights`).
+        num_tokens: tokens in the loss of the whole optimizer step, on all ranks.
         scale: factor on the loss that undoes Lightning's division by micro-batches and the mean over ranks.
-        first: whether it opens the optimizer step.
-        last: whether it closes the optimizer step.
-        on_policy: whether no step was taken since its rows were sampled.
-        metrics: metrics of the rollout to log with this step.
+        first: whether the micro-batch opens the optimizer step.
+        last: whether the micro-batch closes the optimizer step.
+        on_policy: whether no optimizer step was taken since the rows were sampled.
+        metrics: metrics of the rollout to log with the optimizer step.
         num_targets: tokens of true completions in the whole optimizer step, on all ranks.
     """
 
@@ -53,7 +53,8 @@ class MicroBatch(Generic[Rows]):
         metrics: dict[str, float] | None = None,
         num_targets: int = 0,
     ) -> None:
-        self.rows, self.weights, self.num_tokens, self.scale = rows, weights, num_tokens, scale
+        self.rows: Rows = rows
+        self.weights, self.num_tokens, self.scale = weights, num_tokens, scale
         self.first, self.last, self.on_policy = first, last, on_policy
         self.metrics, self.num_targets = metrics or {}, num_targets
 
@@ -63,28 +64,39 @@ class MicroBatch(Generic[Rows]):
         return moved
 
 
+@runtime_checkable
+class PositionedSampler(Protocol):
+    """Sampler of a loader that can resume, such as `lit_rl.datamodules.base.EpochSampler`."""
+
+    def set_position(self, epoch: int, batch: int) -> None:
+        """Let the next iteration begin at this batch of this epoch."""
+
+
 class PromptStream:
     """Batches of a loader, epoch after epoch, from a known position on.
 
     Args:
-        loader: its sampler must have ``set_position(epoch, batch)``, see `lit_rl.datamodules.base.EpochSampler`.
+        loader: batches of prompts.
+
+    Raises:
+        ValueError: if the loader's sampler is not a `PositionedSampler`.
     """
 
     def __init__(self, loader: DataLoader) -> None:
-        if not hasattr(loader.sampler, "set_position"):
+        if not isinstance(loader.sampler, PositionedSampler):
             raise ValueError(
                 f"the training loader's sampler is a {type(loader.sampler).__name__}, which cannot resume; "
                 "build the loader with lit_rl.datamodules.base.PromptDataModule."
             )
-        self.loader = loader
+        self.loader, self._sampler = loader, loader.sampler
         self.epoch = self.batch = 0
         self._iterator: Iterator[PromptBatch] | None = None
 
     def next(self) -> PromptBatch:
-        """The next batch; after the loader's last one a new epoch begins."""
+        """Next batch; a new epoch begins after the loader's last batch."""
         while True:
             if self._iterator is None:
-                self.loader.sampler.set_position(self.epoch, self.batch)  # type: ignore[attr-defined]
+                self._sampler.set_position(self.epoch, self.batch)
                 self._iterator = iter(self.loader)
             batch = next(self._iterator, None)
             if batch is not None:
@@ -94,17 +106,20 @@ class PromptStream:
             self.epoch, self.batch = self.epoch + 1, 0
 
     def restart(self) -> None:
-        """Build the loader's iterator anew at the same position, since the data may have changed."""
+        """Make a new iterator of the loader at the same position, since the data may have changed."""
         self._iterator = None
 
 
 class TrainingStream(ABC, Generic[Rows]):
-    """One Lightning epoch of micro-batches; each batch of the loader becomes ``plan.micro_batches`` of them.
+    """One Lightning epoch of micro-batches: ``plan.micro_batches`` of each batch of the loader.
 
     Args:
         loader: batches of this rank's prompts.
-        plan: how they are cut.
+        plan: sizes of a batch.
         runtime: position in the epoch, sums over ranks.
+
+    Raises:
+        ValueError: if the loader has no batch.
     """
 
     def __init__(self, loader: DataLoader, plan: BatchPlan, runtime: Runtime) -> None:
@@ -114,16 +129,17 @@ class TrainingStream(ABC, Generic[Rows]):
             raise ValueError(f"the training data hold fewer samples than one batch of {plan.prompts}; lower data.batch_size.")
         self._length = len(loader) * plan.micro_batches
         self._rng: dict[str, Tensor] | None = None
-        self._begun = (0, 0)  # position of the loader after the last batch whose `begin` is finished
-        self._done = 0  # micro-batches of that batch that were handed out
+        # Position in the prompts as of the last finished `begin`: a run that dies in `begin` takes the same batch again.
+        self._begun = (0, 0)
+        self._done = 0  # micro-batches of the current batch that were yielded
 
     @abstractmethod
     def begin(self) -> None:
-        """Take the next batch of prompts and do all that comes before the first step on it."""
+        """Make the next batch of prompts the current batch, and do all that comes before its first optimizer step."""
 
     @abstractmethod
     def micro_batches(self) -> Iterator[MicroBatch[Rows]]:
-        """Micro-batches of the current batch, in order; the same at every call."""
+        """Micro-batches of the current batch, in order; equal at every call, since a resumed run skips those done."""
 
     def __len__(self) -> int:
         return self._length
@@ -137,27 +153,29 @@ class TrainingStream(ABC, Generic[Rows]):
         position = self.runtime.position
         self.prompts.restart()
         if self._rng is not None:
-            # Only now: Lightning draws random numbers between loading a checkpoint and the first step.
+            # Not in `load_state_dict`: Lightning draws random numbers between loading a checkpoint and the first step.
             set_generator_state(self._rng)
             self._rng = None
         while position < len(self):
             if not self.unfinished:
                 self.begin()
                 self._begun, self._done = (self.prompts.epoch, self.prompts.batch), 0
-            for batch in islice(self.micro_batches(), self._done, len(self) - position + self._done):
+            # An epoch may end inside a batch, which the next epoch goes on with.
+            stop = self._done + len(self) - position
+            for batch in islice(self.micro_batches(), self._done, stop):
                 position += 1
                 self._done += 1
                 yield batch
 
     @property
     def scale(self) -> float:
-        """Factor on every loss: Lightning divides by micro-batches, and gradients are averaged over ranks."""
+        """Factor on each loss, since Lightning divides it by micro-batches and averages gradients over ranks."""
         return float(self.plan.accumulate * self.plan.ranks)
 
     # --- resuming ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """State of this rank: position of the loader, micro-batches done of its last batch, and torch's generators."""
+        """State of this rank: position in the prompts, micro-batches done of the current batch, and torch's generators."""
         epoch, batch = self._begun
         return {"epoch": epoch, "batch": batch, "done": self._done, "rng": generator_state()}
 

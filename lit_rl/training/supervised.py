@@ -1,4 +1,4 @@
-"""Supervised training data: each batch of the loader is one optimizer step, cut into micro-batches of like cost."""
+"""Supervised training data: each batch of the loader is one optimizer step, cut into micro-batches of nearly equal cost."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lit_rl.types import PromptBatch, TokenBatch
 
 
 def supervised_rows(prompts: PromptBatch, pad_id: int, context: int | None, completion_only: bool = True) -> TokenBatch:
-    """Prompts with their true completions as rows; only targets carry loss.
+    """Rows of prompts and their true completions; only targets carry loss.
 
     Args:
-        prompts: with completions.
+        prompts: prompts with completions.
         pad_id: token id that fills rows up.
         context: positions of the model; None for no limit.
-        completion_only: targets are the completions; False: all tokens but the first.
+        completion_only: whether completions are the targets; False: all tokens but the first.
 
     Raises:
         ValueError: if a sample has no completion, or more tokens than the model has positions.
@@ -40,11 +40,11 @@ def supervised_rows(prompts: PromptBatch, pad_id: int, context: int | None, comp
 
 
 class SupervisedStream(TrainingStream[TokenBatch]):
-    """Prompts with their true completions as a stream of micro-batches.
+    """Stream of micro-batches of prompts with their true completions.
 
     Args:
         loader: batches of this rank's prompts, one optimizer step each.
-        plan: how they are cut; one epoch, one minibatch.
+        plan: sizes of a batch; one epoch, one minibatch.
         runtime: position in the epoch, sums over ranks.
         rows: prompts -> rows with targets.
     """

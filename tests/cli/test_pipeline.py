@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
 
-from lit_rl.cli.pipeline import load_stages
-from lit_rl.reports.curves import draw_curves, read_curve
+from lit_rl.cli.stages import load_stages
 
 CHECKPOINTS = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
 
 
 class PowerCut(Callback):
-    """Stops a run behind its second step where the environment says so."""
+    """Stops a run after its second step if the environment says so."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step == 2 and "POWER_CUT" in os.environ:
@@ -43,9 +44,19 @@ def write_pipeline(folder: Path, **changes) -> str:
 
 
 def state(root: Path) -> dict:
-    """What a start of the pipeline left behind."""
+    """Report and stages that a start of the pipeline left."""
     stages = {path.parent.name: json.loads(path.read_text()) for path in root.glob("*/stage.json")}
     return {"report": json.loads((root / "report.json").read_text())["stages"], "stages": stages}
+
+
+def in_this_process(command: list[str], **_) -> SimpleNamespace:
+    """A stage run without the ten seconds that a new process takes to import its libraries."""
+    assert command[:3] == [sys.executable, "-m", "lit_rl"]
+    try:
+        lit_rl(*command[3:])
+    except SystemExit as stop:
+        return SimpleNamespace(returncode=1 if isinstance(stop.code, str) else stop.code or 0)
+    return SimpleNamespace(returncode=0)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +64,24 @@ def story(tmp_path_factory):
     """A pipeline that is started four times: it fails, goes on, has nothing to do, and has changed."""
     folder = tmp_path_factory.mktemp("pipeline")
     root = folder / "runs"
+    in_a_new_process = subprocess.run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        patch.setattr(subprocess, "run", lambda command, **options: runs.pop()(command, **options))
         patch.setenv("POWER_CUT", "1")
         file = write_pipeline(folder)
+        runs = [in_this_process, in_a_new_process]
         told = SimpleNamespace(root=root, message=refusal("pipeline", file), failed=state(root))
         patch.delenv("POWER_CUT")
+        runs = [in_this_process, in_this_process]
         lit_rl("pipeline", file)
         told.finished = state(root)
+        runs = []
         lit_rl("pipeline", file)
         told.again = state(root)
+        runs = [in_this_process, in_this_process]
         lit_rl("pipeline", write_pipeline(folder, objective={"clip_high": 0.3}))
         told.changed = state(root)
+        assert not runs
     return told
 
 
@@ -124,11 +141,12 @@ def test_the_report_tells_before_and_after_with_intervals_steps_and_seconds(stor
     for metrics in (report["before"], report["after"]):
         assert 0 <= metrics["low"] <= metrics["value"] <= metrics["high"] <= 1
     assert (report["before"]["step"], report["after"]["step"], report["steps"]) == (0, 4, 4)
-    assert 0 < report["seconds"] < report["process_seconds"] + 60
+    assert report["seconds"] > 0
+    assert report["process_seconds"] > 0
     assert report["improvement"] == report["after"]["value"] - report["before"]["value"]
 
 
-def test_the_report_of_a_test_holds_its_figures(story):
+def test_the_report_of_a_test_holds_its_metrics(story):
     metrics = story.finished["report"]["test"]["metrics"]
     assert metrics["test/accuracy_low"] <= metrics["test/accuracy"] <= metrics["test/accuracy_high"]
 
@@ -145,66 +163,48 @@ def test_the_curve_is_a_picture(story):
         assert picture.width > picture.height  # a column for each of the two training stages
 
 
+def test_checkpoints_of_a_pipeline_open_with_weights_only(story):
+    saved = torch.load(next((story.root / "grpo").glob("**/last.ckpt")), weights_only=True)
+    assert saved["global_step"] == 4
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("stage", "message"),
-    [
+def test_a_mistake_in_a_later_stage_shows_before_the_first_one_runs(tmp_path):
+    config = write_yaml(tmp_path / "sft.yaml", tiny_config(tmp_path))
+    for stage, message in [
         (
             {"set": {"model.policy.pretrained": "${stages.nope.export}"}},
-            "${stages.nope.export}: no earlier stage has it; known are stages.first.folder, stages.first.export",
+            "stage 'second': ${stages.nope.export}: no earlier stage has it; known are stages.first.folder, ",
         ),
         ({"set": {"model.policy.pretrained": "${stages.first.exprt}"}}, "${stages.first.exprt}: no earlier stage has it"),
         ({"set": {"trainer.max_stepz": 3}}, "stage 'second': unknown option 'trainer.max_stepz'. Did you mean"),
+        ({"set": {"trainer.max_steps": "x"}}, "stage 'second': trainer.max_steps: expected int; got 'x'"),
         ({"config": "nope"}, "stage 'second': no config 'nope'"),
         ({"run": "train"}, "stage 'second' runs 'train'; write one of fit, validate, test, predict."),
         ({"overrides": {}}, "stage 'second' has overrides; a stage holds `run`, `config` and `set`."),
-    ],
-)
-def test_a_mistake_in_a_later_stage_shows_before_the_first_one_runs(tmp_path, stage, message):
-    config = write_yaml(tmp_path / "sft.yaml", tiny_config(tmp_path))
-    stages = {"first": {"run": "fit", "config": config}, "second": {"run": "fit", "config": config, **stage}}
-    file = write_yaml(tmp_path / "pipeline.yaml", {"folder": str(tmp_path / "runs"), "stages": stages})
-    assert message in refusal("pipeline", file)
-    assert not (tmp_path / "runs").exists()
+    ]:
+        stages = {"first": {"run": "fit", "config": config}, "second": {"run": "fit", "config": config, **stage}}
+        file = write_yaml(tmp_path / "pipeline.yaml", {"folder": str(tmp_path / "runs"), "stages": stages})
+        assert message in refusal("pipeline", file)
+        assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("text", ["just a text", "stages: [a, b]", "stages: {a: b}", "stages: {a: null}"])
-def test_a_file_that_is_no_pipeline_gets_one_line(tmp_path, text):
+def test_a_file_that_is_not_a_pipeline_gets_one_line(tmp_path):
     path = tmp_path / "pipeline.yaml"
-    path.write_text(text)
-    assert "pipeline.yaml" in refusal("pipeline", path)
+    for text in ("just a text", "stages: [a, b]", "stages: {a: b}", "stages: {a: null}"):
+        path.write_text(text)
+        assert "pipeline.yaml" in refusal("pipeline", path), text
 
 
 def test_a_broken_pipeline_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "pipeline.yaml"
     path.write_text("stages:\n  a: [1, 2\nb: c\n")
-    assert "pipeline.yaml, line 3: this is no YAML" in refusal("pipeline", path)
+    assert "pipeline.yaml, line 3: this is not YAML" in refusal("pipeline", path)
 
 
 def test_the_folder_of_the_command_line_goes_before_that_of_the_file(tmp_path):
     file = write_yaml(tmp_path / "p.yaml", {"folder": "elsewhere", "stages": {"a": {"run": "fit", "config": "sft_arithmetic"}}})
     root, (stage,) = load_stages(file, tmp_path / "here")
     assert (root, stage.folder) == (tmp_path / "here", tmp_path / "here" / "a")
-
-
-# --- curves ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_curve_takes_the_later_value_of_a_step_that_was_logged_twice(tmp_path):
-    for version, rows in [(0, "0,0.1\n1,0.2\n2,0.3\n"), (1, "1,0.5\n")]:
-        folder = tmp_path / "logs" / f"version_{version}"
-        folder.mkdir(parents=True)
-        (folder / "metrics.csv").write_text("step,reward\n" + rows)
-    assert read_curve(tmp_path) == {"reward": [(0, 0.1), (1, 0.5), (2, 0.3)]}
-
-
-def test_without_figures_there_is_no_picture(tmp_path):
-    assert not draw_curves({"sft": {"loss": [(0, 1.0)]}}, tmp_path / "curve.png")
-    assert not (tmp_path / "curve.png").exists()
-
-
-def test_checkpoints_of_a_pipeline_open_with_weights_only(story):
-    saved = torch.load(next((story.root / "grpo").glob("**/last.ckpt")), weights_only=True)
-    assert saved["global_step"] == 4

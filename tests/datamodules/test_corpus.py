@@ -1,7 +1,6 @@
 """A corpus: read, tokenized once, divided, and cut into windows or positions."""
 
 import json
-import os
 import string
 from pathlib import Path
 
@@ -9,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import quiet_trainer, tiny_spec
+from math_runs import attached, real_file, write_jsonl
 
 from lit_rl.algorithms import SFT
 from lit_rl.datamodules import Corpus, PositionSpec, token_cache
 from lit_rl.datamodules.base import collate
+from lit_rl.datamodules.documents import find_source, read_source
+from lit_rl.datamodules.token_cache import Piece, write_cache
 from lit_rl.evaluation import Evaluation
 from lit_rl.tasks.tokenizers import character_tokenizer
 from lit_rl.types import TokenBatch
@@ -33,20 +35,13 @@ def tokenizer_folder(tmp_path_factory):
 def corpus(tmp_path, tokenizer_folder):
     """Makes a corpus of this path or text, ready for use."""
 
-    def make(source, stage="fit", **options):
+    def make(source, **options):
         path = source
         if not isinstance(source, Path):
             path = tmp_path / "text.txt"
             path.write_text(source, encoding="utf-8")
         settings = {"window": 32, "cache_folder": str(tmp_path / "cache"), "batch_size": 4}
-        data = Corpus(str(path), **{**settings, **options})
-        data.trainer = quiet_trainer(tmp_path, max_steps=1)
-        spec = tiny_spec()
-        spec.tokenizer = tokenizer_folder
-        data.trainer.strategy.connect(SFT(spec, evaluation=Evaluation(max_new_tokens=0)))
-        data.prepare_data()
-        data.setup(stage)
-        return data
+        return attached(Corpus(str(path), **{**settings, **options}), tokenizer_folder)
 
     return make
 
@@ -68,9 +63,8 @@ def documents_of(data, name):
     return set(texts.values())
 
 
-def json_lines(path, texts, field="text"):
-    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), encoding="utf-8")
-    return path
+def json_lines(path, texts):
+    return Path(write_jsonl(path, [{"text": text} for text in texts]))
 
 
 def test_every_character_but_the_first_is_a_target_once(corpus):
@@ -136,8 +130,8 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_names(corpus, tmp_path):
 def test_a_file_is_tokenized_in_pieces_as_in_one(corpus, tmp_path, monkeypatch):
     text = "".join(f"{'x' * (number % 7)} y\n" + "\n" * (number % 3) for number in range(300)) + "äöü€"
     whole = corpus(text, **NO_SHARES).train_set.windows.ids.tolist()
-    monkeypatch.setattr("lit_rl.datamodules.documents.PIECE", 40)
-    monkeypatch.setattr("lit_rl.datamodules.token_cache.PIECE", 100)
+    monkeypatch.setattr("lit_rl.datamodules.documents.PIECE_BYTES", 40)
+    monkeypatch.setattr("lit_rl.datamodules.token_cache.BATCH_CHARACTERS", 100)
     pieces = corpus(text, cache_folder=str(tmp_path / "other"), **NO_SHARES)
     assert pieces.train_set.windows.ids.tolist() == whole
     assert len(set(pieces.train_set.windows.limits)) == 1
@@ -172,6 +166,18 @@ def test_what_a_failure_leaves_is_no_cache(corpus, tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_cache_that_another_process_finished_first_stays(tmp_path):
+    folder = tmp_path / "cache"
+
+    def pieces():
+        yield Piece("abc", True, 1.0, "text")
+        folder.mkdir()
+        (folder / "theirs").touch()
+
+    write_cache(folder, pieces(), character_tokenizer("abc"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["cache", "theirs"]
+
+
 def test_a_few_steps_of_sft_run_on_windows(corpus, tmp_path, tokenizer_folder):
     spec = tiny_spec()
     spec.tokenizer = tokenizer_folder
@@ -194,34 +200,33 @@ def test_the_targets_of_a_window_are_those_that_sft_learns(corpus):
 # --- what is wrong with it -------------------------------------------------------------------------------------------
 
 
-def test_bytes_that_are_no_text_are_reported_with_file_and_offset(corpus, tmp_path):
+def read(path):
+    """All texts of a file."""
+    return [piece.text for piece in read_source(find_source(str(path), "text")[0], "text")]
+
+
+def test_bytes_that_are_not_text_are_reported_with_file_and_offset(tmp_path, monkeypatch):
     path = tmp_path / "latin.txt"
     path.write_bytes(b"line one\nna\xefve")
-    with pytest.raises(ValueError, match=r"latin\.txt: byte 11 is no UTF-8"):
-        corpus(path)
-
-
-def test_bytes_that_are_no_text_are_found_behind_the_first_piece(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_rl.datamodules.documents.PIECE", 8)
-    path = tmp_path / "latin.txt"
+    with pytest.raises(ValueError, match=r"latin\.txt: byte 11 is not UTF-8"):
+        read(path)
+    monkeypatch.setattr("lit_rl.datamodules.documents.PIECE_BYTES", 8)
     path.write_bytes(b"line one\nline two\nna\xefve")
-    with pytest.raises(ValueError, match="byte 20 is no UTF-8"):
-        corpus(path)
+    with pytest.raises(ValueError, match="byte 20 is not UTF-8"):
+        read(path)
 
 
-@pytest.mark.parametrize("line", ["{broken", '{"other": "x"}', '["text"]', "3"])
-def test_a_malformed_line_is_reported_by_its_number(corpus, tmp_path, line):
-    path = tmp_path / "lines.jsonl"
-    path.write_text(json.dumps({"text": LINE}) + "\n\n" + line + "\n")
-    with pytest.raises(ValueError, match=r"lines\.jsonl, line 3: no JSON object with the field 'text'"):
-        corpus(path)
-
-
-def test_a_field_that_is_no_text_is_reported_by_its_line(corpus, tmp_path):
-    path = tmp_path / "lines.jsonl"
-    path.write_text('{"text": 3}\n')
-    with pytest.raises(ValueError, match="line 1: the field 'text' is no text"):
-        corpus(path)
+def test_a_malformed_line_is_reported_by_its_number(tmp_path):
+    faults = {
+        "{broken": "not JSON",
+        '{"other": "x"}': "field 'text' is missing",
+        '["text"]': "a list, not an object",
+        '{"text": 3}': "field 'text' is of type int; write str",
+    }
+    for line, message in faults.items():
+        path = write_jsonl(tmp_path / "lines.jsonl", [{"text": LINE}, "", line])
+        with pytest.raises(ValueError, match=rf"lines\.jsonl, line 3: {message}[^\n]*data\.field"):
+            read(path)
 
 
 def test_a_character_that_the_tokenizer_lacks_is_an_error_with_the_file(corpus):
@@ -234,16 +239,11 @@ def test_an_empty_corpus_is_an_error(corpus):
         corpus("")
 
 
-def test_an_empty_folder_is_an_error(corpus, tmp_path):
+def test_a_path_without_text_is_an_error_of_one_line(tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ValueError, match="is empty"):
-        corpus(tmp_path / "nothing")
-
-
-def test_a_missing_path_is_an_error_of_one_line(corpus):
-    with pytest.raises(ValueError, match="'/no/such/file' does not exist") as error:
-        corpus(Path("/no/such/file"))
-    assert "\n" not in str(error.value)
+    for path, message in ((tmp_path / "nothing", "is empty; give one"), ("/no/such/file", "does not exist; give")):
+        with pytest.raises(ValueError, match=rf"^data\.path: [^\n]*{message}[^\n]*$"):
+            read(path)
 
 
 def test_a_set_without_text_is_an_error(corpus, tmp_path):
@@ -252,29 +252,26 @@ def test_a_set_without_text_is_an_error(corpus, tmp_path):
 
 
 def test_a_window_above_the_models_positions_is_an_error(corpus):
-    with pytest.raises(ValueError, match=r"data\.window is 129, but the model has 128 positions"):
-        corpus(LINE * 20, window=129)
+    with pytest.raises(ValueError, match=r"data\.window is 16385, but the model has 16384 positions"):
+        corpus(LINE * 20, window=16385)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_options_that_make_no_windows_are_refused():
+    for options, message in (
         ({"window": 1}, "data.window is 1"),
         ({"context_tokens": 0}, "data.context_tokens is 0"),
         ({"context_tokens": 512}, "data.context_tokens is 512"),
         ({"stride": -1}, "data.stride is -1"),
         ({"val_share": 0.5, "test_share": 0.5}, "together less than 1"),
-    ],
-)
-def test_options_that_make_no_windows_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Corpus("text.txt", **options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            Corpus("text.txt", **options)
 
 
-@pytest.mark.skipif("LIT_RL_DATA" not in os.environ, reason="LIT_RL_DATA names no folder of real data")
 def test_tinyshakespeare_comes_back_whole(corpus):
-    path = Path(os.environ["LIT_RL_DATA"]) / "tinyshakespeare.txt"
+    path = Path(real_file("tinyshakespeare.txt"))
     data = corpus(path, window=128, context_tokens=32)
-    assert text_of(data, data.train_set.windows.ids) == path.read_text(encoding="utf-8")
+    characters = np.array(data.tokenizer.convert_ids_to_tokens(list(range(len(data.tokenizer)))))
+    assert "".join(characters[data.train_set.windows.ids]) == path.read_text(encoding="utf-8")
     windows = [getattr(data, name).windows for name in ("train_set", "val_set", "test_set")]
     assert sum(each.num_targets for each in windows) == path.stat().st_size - 3

@@ -3,25 +3,20 @@
 import random
 
 import numpy as np
-import pytest
 import torch
-from conftest import quiet_trainer, tiny_data, tiny_spec
+from conftest import tiny_data
+from math_runs import attached
 from torch.utils.data import DataLoader
 
-from lit_rl.algorithms import SFT
 from lit_rl.datamodules import Arithmetic, EpochSampler
-from lit_rl.tasks.infix import Grammar
+from lit_rl.datamodules.base import SORTED_BATCHES
+from lit_rl.tasks import Grammar
 from lit_rl.types import Sample
 
 
-def attached(data):
-    """The data module as it is in a fit."""
-    data.trainer = quiet_trainer(".")
-    module = SFT(tiny_spec())
-    data.trainer.strategy.connect(module)
-    module.trainer = data.trainer
-    data.setup("fit")
-    return data
+def arithmetic(*grammar, **options):
+    """Arithmetic as it is in a fit, with small sets."""
+    return attached(Arithmetic(*grammar, **options) if grammar else tiny_data(**options), "arithmetic")
 
 
 def prompt_loader(data):
@@ -29,8 +24,8 @@ def prompt_loader(data):
     return data.train_dataloader().prompts.loader
 
 
-def texts(samples, count=None) -> list[str]:
-    return [samples[place].prompt for place in range(count or len(samples))]
+def texts(samples) -> list[str]:
+    return [samples[place].prompt for place in range(len(samples))]
 
 
 class Words(list):
@@ -50,15 +45,14 @@ class Words(list):
 def test_workers_prepare_the_same_samples():
     batches = {}
     for workers in (0, 2):
-        loader = prompt_loader(attached(tiny_data(num_workers=workers)))
+        loader = prompt_loader(arithmetic(num_workers=workers))
         batches[workers] = [(batch.samples, batch.ids.tolist()) for batch in loader]
     assert len(batches[0]) == 8  # 64 problems, 8 at a time
     assert batches[0] == batches[2]
 
 
 def test_training_never_sees_a_held_out_problem():
-    grammar = Grammar(max_digits=1, max_depth=1)
-    data = attached(Arithmetic(grammar, val_problems=100, test_problems=100, epoch_size=4000))
+    data = arithmetic(Grammar(max_digits=1, max_depth=1), val_problems=100, test_problems=100, epoch_size=4000)
     val, test = set(texts(data.val_set)), set(texts(data.test_set))
     train = set(texts(data.train_set))
     assert len(val) == len(test) == 100
@@ -69,20 +63,20 @@ def test_training_never_sees_a_held_out_problem():
 
 def test_a_level_never_sees_a_held_out_problem():
     easy, hard = Grammar(max_digits=1), Grammar(max_digits=1, operators=["+", "-", "*"])
-    data = attached(Arithmetic(hard, levels=[easy], val_problems=100, test_problems=100, epoch_size=4000))
+    data = arithmetic(hard, levels=[easy], val_problems=100, test_problems=100, epoch_size=2000)
     held_out = set(texts(data.val_set)) | set(texts(data.test_set))
     assert not set(texts(data.train_set)) & held_out
 
 
 def test_the_held_out_sets_do_not_depend_on_the_seed():
-    first, second = attached(tiny_data(seed=1)), attached(tiny_data(seed=2))
+    first, second = arithmetic(seed=1), arithmetic(seed=2)
     assert first.val_set == second.val_set
     assert first.test_set == second.test_set
     assert texts(first.train_set) != texts(second.train_set)
 
 
 def test_every_epoch_has_new_problems():
-    sampler = prompt_loader(attached(tiny_data())).sampler
+    sampler = prompt_loader(arithmetic()).sampler
     sampler.set_position(0, 0)
     first = list(sampler)
     sampler.set_position(1, 0)
@@ -91,26 +85,27 @@ def test_every_epoch_has_new_problems():
 
 def test_a_level_is_set_between_epochs():
     levels = [Grammar(max_digits=1, operators=["+"], signed=False)]
-    data = attached(Arithmetic(Grammar(max_digits=4, operators=["*"]), levels=levels, epoch_size=50))
-    assert all("+" in text for text in texts(data.train_set, 50))
+    data = arithmetic(Grammar(max_digits=4, operators=["*"]), levels=levels, epoch_size=50)
+    assert all("+" in text for text in texts(data.train_set))
     data.set_level(1)
-    assert all("*" in text for text in texts(data.train_set, 50))
+    assert all("*" in text for text in texts(data.train_set))
     data.setup("fit")
-    assert all("*" in text for text in texts(data.train_set, 50)), "a later setup keeps the level"
+    assert all("*" in text for text in texts(data.train_set)), "a later setup keeps the level"
 
 
-@pytest.mark.parametrize("scratchpad", ["none", "steps", "columns"])
-def test_completions_are_tokenized_with_the_end_token(scratchpad):
-    data = attached(tiny_data(scratchpad=scratchpad))
-    batch = next(iter(prompt_loader(data)))
-    end = data.tokenizer.eos_token_id
-    for ids, sample in zip(batch.completions, batch.samples, strict=True):
-        assert ids[-1] == end
-        assert data.tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False).replace(" ", "") == sample.completion
+def test_completions_are_tokenized_with_the_end_token():
+    for scratchpad in ("none", "columns"):
+        data = arithmetic(scratchpad=scratchpad)
+        batch = next(iter(prompt_loader(data)))
+        end = data.tokenizer.eos_token_id
+        for ids, sample in zip(batch.completions, batch.samples, strict=True):
+            assert ids[-1] == end
+            text = data.tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False).replace(" ", "")
+            assert text == sample.completion, scratchpad
 
 
 def test_prompts_are_padded_on_the_left():
-    data = attached(tiny_data())
+    data = arithmetic()
     batch = next(iter(prompt_loader(data)))
     start = data.tokenizer.convert_tokens_to_ids("<bos>")
     for ids, mask, sample in zip(batch.ids, batch.mask, batch.samples, strict=True):
@@ -121,7 +116,7 @@ def test_prompts_are_padded_on_the_left():
 
 
 def test_making_a_loaders_iterator_leaves_the_global_generators_alone():
-    data = attached(tiny_data())
+    data = arithmetic()
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     for loader in (prompt_loader(data), data.val_dataloader(), data.test_dataloader()):
         list(loader)
@@ -138,37 +133,36 @@ def batches_of(sampler) -> list[list[int]]:
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
-@pytest.mark.parametrize("endless", [False, True])
-@pytest.mark.parametrize("by_length", [False, True])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_the_ranks_together_have_the_batches_of_one_process(endless, by_length, ranks):
+def test_the_ranks_together_have_the_batches_of_one_process():
     samples = Words([number * 7 % 31 for number in range(250)], size=125)
-    alone = EpochSampler(samples, 12, 1, 0, 5, endless, by_length)
-    together = [EpochSampler(samples, 12 // ranks, ranks, rank, 5, endless, by_length) for rank in range(ranks)]
-    for sampler in (alone, *together):
-        sampler.set_position(1, 0)
-    shares = zip(*(batches_of(sampler) for sampler in together), strict=True)
-    joined = [[place for places in zip(*share, strict=True) for place in places] for share in shares]
-    assert joined == batches_of(alone)
-    assert len(joined) == 10  # 125 // 12
+    for ranks, endless, by_length in ((2, False, False), (2, True, True), (3, True, False), (3, False, True)):
+        order = {"seed": 5, "endless": endless, "group_by_length": by_length}
+        alone = EpochSampler(samples, 12, 1, 0, **order)
+        together = [EpochSampler(samples, 12 // ranks, ranks, rank, **order) for rank in range(ranks)]
+        for sampler in (alone, *together):
+            sampler.set_position(1, 0)
+        shares = zip(*(batches_of(sampler) for sampler in together), strict=True)
+        joined = [[place for places in zip(*share, strict=True) for place in places] for share in shares]
+        assert joined == batches_of(alone), (ranks, order)
+        assert len(joined) == 10  # 125 // 12
 
 
-@pytest.mark.parametrize("by_length", [False, True])
-@pytest.mark.parametrize("batch", [0, 1, 49, 50, 51, 62])
-def test_a_position_skips_exactly_the_batches_before_it(by_length, batch):
+def test_a_position_skips_exactly_the_batches_before_it():
     samples = Words([number * 7 % 31 for number in range(250)])
-    sampler = EpochSampler(samples, 4, 1, 0, 3, group_by_length=by_length)
-    sampler.set_position(2, 0)
-    whole = batches_of(sampler)
-    sampler.set_position(2, batch)
-    assert batches_of(sampler) == whole[batch:]
+    for by_length in (False, True):
+        sampler = EpochSampler(samples, 4, 1, 0, seed=3, group_by_length=by_length)
+        sampler.set_position(2, 0)
+        whole = batches_of(sampler)
+        for batch in (0, 1, SORTED_BATCHES - 1, SORTED_BATCHES, SORTED_BATCHES + 1, 62):
+            sampler.set_position(2, batch)
+            assert batches_of(sampler) == whole[batch:], (by_length, batch)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     samples = Words([1] * 100)
 
     def order(seed, epoch):
-        sampler = EpochSampler(samples, 4, 1, 0, seed)
+        sampler = EpochSampler(samples, 4, 1, 0, seed=seed)
         sampler.set_position(epoch, 0)
         return list(sampler)
 
@@ -180,7 +174,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_like_lengths_stand_in_one_batch_and_every_sample_once():
     lengths = [number * 37 % 101 for number in range(400)]
-    sampler = EpochSampler(Words(lengths), 8, 1, 0, 1, group_by_length=True)
+    sampler = EpochSampler(Words(lengths), 8, 1, 0, seed=1, group_by_length=True)
     batches = batches_of(sampler)
     assert sorted(place for batch in batches for place in batch) == list(range(400))
     spread = [max(lengths[place] for place in batch) - min(lengths[place] for place in batch) for batch in batches]
@@ -190,7 +184,7 @@ def test_like_lengths_stand_in_one_batch_and_every_sample_once():
 
 
 def test_an_incomplete_last_batch_is_left_out():
-    sampler = EpochSampler(Words([1] * 10), 4, 1, 0, 1)
+    sampler = EpochSampler(Words([1] * 10), 4, 1, 0, seed=1)
     assert len(sampler) == len(list(sampler)) == 8
     loader = DataLoader(Words([1] * 10), batch_size=4, sampler=sampler, collate_fn=list, drop_last=True)
     assert [len(batch) for batch in loader] == [4, 4]

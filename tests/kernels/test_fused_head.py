@@ -1,7 +1,5 @@
 """The gradient worked out by hand against autograd on all logits."""
 
-from itertools import product
-
 import pytest
 import torch
 
@@ -40,32 +38,52 @@ def plain(hidden, weight, bias, tokens, scale, cap, temperature, mask):
     return logp.gather(1, tokens[:, None])[:, 0], entropy
 
 
-OPTIONS = list(product([1.0, 0.25], [0.0, 2.0], [False, True], [False, True], [False, True], [False, True]))
+def check_against_autograd(scale, cap, with_bias, heat, support, with_entropy):
+    hidden, weight, bias, tokens, ids = problem()
+    bias = bias if with_bias else None
+    temperature = torch.linspace(0.5, 2, TOKENS, dtype=torch.float64) if heat else None
+    kept = (ids, COUNTS) if support else None
+    mask = kept_mask(ids, COUNTS, VOCABULARY) if support else None
+    head = LinearHead(weight, bias, scale, cap)
+    scores = score_tokens(hidden, tokens, head, VOCABULARY, temperature, kept, with_entropy)
+    expected = plain(hidden, weight, bias, tokens, scale, cap, temperature, mask)
+    assert torch.allclose(scores.logprobs, expected[0], atol=1e-12)
+    assert torch.allclose(scores.entropies, expected[1], atol=1e-12)
+    slopes = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
+    leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
+
+    def loss(values):
+        return (values[0] * slopes).sum() + (0.3 * (values[1] * slopes.flip(0)).sum() if with_entropy else 0)
+
+    found = torch.autograd.grad(loss(scores), leaves)
+    wanted = torch.autograd.grad(loss(expected), leaves)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("tokens_per_chunk", [1, 4, 100])
-def test_values_and_gradients_are_those_of_autograd(monkeypatch, tokens_per_chunk):
+# Every pair of values of two options (an orthogonal array), and everything at once.
+@pytest.mark.parametrize(
+    ("scale", "cap", "with_bias", "heat", "support", "with_entropy"),
+    [
+        (1.0, 0.0, False, False, False, False),
+        (1.0, 0.0, False, True, True, True),
+        (1.0, 2.0, True, False, False, True),
+        (1.0, 2.0, True, True, True, False),
+        (0.25, 0.0, True, False, True, False),
+        (0.25, 0.0, True, True, False, True),
+        (0.25, 2.0, False, False, True, True),
+        (0.25, 2.0, False, True, False, False),
+        (0.25, 2.0, True, True, True, True),
+    ],
+)
+def test_values_and_gradients_are_those_of_autograd(monkeypatch, scale, cap, with_bias, heat, support, with_entropy):
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 4 * VOCABULARY)
+    check_against_autograd(scale, cap, with_bias, heat, support, with_entropy)
+
+
+@pytest.mark.parametrize("tokens_per_chunk", [1, 9, 100])
+def test_values_and_gradients_do_not_depend_on_the_chunks(monkeypatch, tokens_per_chunk):
     monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", tokens_per_chunk * VOCABULARY)
-    for scale, cap, with_bias, heat, support, with_entropy in OPTIONS:
-        hidden, weight, bias, tokens, ids = problem()
-        bias = bias if with_bias else None
-        temperature = torch.linspace(0.5, 2, TOKENS, dtype=torch.float64) if heat else None
-        kept = (ids, COUNTS) if support else None
-        mask = kept_mask(ids, COUNTS, VOCABULARY) if support else None
-        head = LinearHead(weight, bias, scale, cap)
-        scores = score_tokens(hidden, tokens, head, VOCABULARY, temperature, kept, with_entropy)
-        expected = plain(hidden, weight, bias, tokens, scale, cap, temperature, mask)
-        assert torch.allclose(scores.logprobs, expected[0], atol=1e-12)
-        assert torch.allclose(scores.entropies, expected[1], atol=1e-12)
-        slopes = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
-        leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
-
-        def loss(values, with_entropy=with_entropy, slopes=slopes):
-            return (values[0] * slopes).sum() + (0.3 * (values[1] * slopes.flip(0)).sum() if with_entropy else 0)
-
-        found = torch.autograd.grad(loss(scores), leaves)
-        wanted = torch.autograd.grad(loss(expected), leaves)
-        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, wanted, strict=True))
+    check_against_autograd(0.25, 2.0, True, True, True, True)
 
 
 def test_a_head_that_does_not_learn_gets_no_gradient():

@@ -1,6 +1,7 @@
 """Scoring given tokens in chunks against the plain softmax over all logits."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_rl.kernels import logprobs
-from lit_rl.kernels.fused_head import kept_mask
+from lit_rl.kernels.fused_head import LinearHead, kept_mask
 from lit_rl.kernels.logprobs import distribution, entropy, score_tokens
 
 TOKENS, WIDTH, VOCABULARY = 7, 3, 5
@@ -37,24 +38,20 @@ def close(value, expected) -> bool:
     return bool((value - expected).norm() <= 1e-12 * expected.norm())
 
 
-CHUNKS = pytest.mark.parametrize("tokens_per_chunk", [1, 3, 7, 100])
-
-
 @pytest.fixture
-def chunk(request, monkeypatch, tokens_per_chunk):
-    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", tokens_per_chunk * VOCABULARY)
+def chunks_of_three(monkeypatch):
+    """Two whole chunks and a part of one, each computed again in the backward pass."""
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 3 * VOCABULARY)
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_log_probabilities_are_those_of_the_plain_softmax():
     hidden, tokens, head = problem()
     scores = score_tokens(hidden, tokens, lambda rows: rows @ head, VOCABULARY)
     assert close(scores.logprobs, plain(hidden, tokens, head)[0])
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_gradients_are_those_of_the_plain_softmax():
     hidden, tokens, head = problem()
     weights = torch.randn(TOKENS, dtype=torch.float64)
@@ -64,8 +61,7 @@ def test_gradients_are_those_of_the_plain_softmax():
     assert all(close(*pair) for pair in zip(gradients, expected, strict=True))
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_every_token_has_its_own_temperature():
     hidden, tokens, head = problem()
     temperature = torch.linspace(0.3, 2, TOKENS, dtype=torch.float64)
@@ -84,8 +80,7 @@ def supports() -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     return (flat, counts), mask
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_log_probabilities_are_renormalised_on_the_kept_tokens():
     hidden, tokens, head = problem()
     kept, mask = supports()
@@ -96,8 +91,7 @@ def test_log_probabilities_are_renormalised_on_the_kept_tokens():
     assert torch.allclose(scores.entropies, spread, atol=1e-12)
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_gradients_on_the_kept_tokens_are_those_of_the_plain_softmax():
     hidden, tokens, head = problem()
     kept, mask = supports()
@@ -110,6 +104,18 @@ def test_gradients_on_the_kept_tokens_are_those_of_the_plain_softmax():
     assert all(close(*pair) for pair in zip(gradients, expected, strict=True))
 
 
+def test_values_and_gradients_do_not_depend_on_the_chunks(monkeypatch):
+    hidden, tokens, head = problem()
+    kept, _ = supports()
+    found = []
+    for tokens_per_chunk in (3, 1, TOKENS, 100):
+        monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", tokens_per_chunk * VOCABULARY)
+        scores = score_tokens(hidden, tokens, lambda rows: rows @ head, VOCABULARY, kept=kept, entropy_grad=True)
+        found.append((*scores, *torch.autograd.grad((scores.logprobs + 0.5 * scores.entropies).sum(), [hidden, head])))
+    for other in found[1:]:
+        assert all(torch.allclose(a.double(), b.double(), atol=1e-12) for a, b in zip(found[0], other, strict=True))
+
+
 def test_a_token_that_was_kept_alone_is_certain():
     hidden, tokens, head = problem()
     kept, _ = supports()
@@ -118,8 +124,7 @@ def test_a_token_that_was_kept_alone_is_certain():
     assert scores.entropies[1].tolist() == 0.0
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_the_gradient_of_the_entropy_is_that_of_the_plain_entropy():
     hidden, tokens, head = problem()
     scores = score_tokens(hidden, tokens, lambda rows: rows @ head, VOCABULARY, entropy_grad=True)
@@ -129,8 +134,7 @@ def test_the_gradient_of_the_entropy_is_that_of_the_plain_entropy():
     assert all(close(*pair) for pair in zip(gradients, torch.autograd.grad(spread.sum(), [hidden, head]), strict=True))
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_the_entropy_carries_no_gradient_unless_asked():
     hidden, tokens, head = problem()
     scores = score_tokens(hidden, tokens, lambda rows: rows @ head, VOCABULARY)
@@ -138,8 +142,7 @@ def test_the_entropy_carries_no_gradient_unless_asked():
     assert not scores.entropies.requires_grad
 
 
-@CHUNKS
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("chunks_of_three")
 def test_hits_are_where_the_token_is_the_most_likely_one():
     head = torch.eye(VOCABULARY)
     hidden = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 2, 1, 0, 0]), VOCABULARY).float()
@@ -188,30 +191,31 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def score_many(num_tokens: int, kept: bool = False) -> torch.Tensor:
+def score_many(num_tokens: int, kept: bool = False, linear: bool = False) -> torch.Tensor:
     """Loss over ``num_tokens`` tokens of a vocabulary of 500, from hidden states of width 2."""
     hidden = torch.randn(num_tokens, 2, requires_grad=True)
-    head = torch.randn(2, 500, requires_grad=True)
+    weight = torch.randn(500, 2, requires_grad=True)
+    head = LinearHead(weight) if linear else lambda rows: rows @ weight.t()
     tokens = torch.zeros(num_tokens, dtype=torch.long)
-    ones = torch.ones(num_tokens, dtype=torch.int32)
-    support = (torch.zeros(num_tokens, dtype=torch.int32), ones) if kept else None
-    scores = score_tokens(hidden, tokens, lambda rows: rows @ head, 500, ones, support, entropy_grad=True)
+    ones = torch.ones(num_tokens)
+    support = (torch.zeros(num_tokens, dtype=torch.int32), ones.int()) if kept else None
+    scores = score_tokens(hidden, tokens, head, 500, ones, support, entropy_grad=True)
     return scores.logprobs.sum() + scores.entropies.sum()
 
 
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("num_tokens", [20, 1000])
-def test_no_tensor_is_larger_than_one_chunk_of_logits_forward_or_backward(monkeypatch, num_tokens, kept):
+def test_no_tensor_is_larger_than_one_chunk_of_logits_forward_or_backward(monkeypatch):
     monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 10 * 500)
-    with Largest() as largest:
-        score_many(num_tokens, kept).backward()
-    assert largest.numel == 10 * 500
+    for kept, linear in product((False, True), (False, True)):
+        with Largest() as largest:
+            score_many(100, kept, linear).backward()
+        assert largest.numel == 10 * 500, (kept, linear)
 
 
 def test_what_the_forward_keeps_for_the_backward_does_not_grow_with_the_vocabulary(monkeypatch):
     monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 10 * 500)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor):
-        score_many(1000)
-    # 1000 tokens of 500 logits would be 500000 numbers.
-    assert sum(saved) < 10_000
+    for linear in (False, True):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each.numel()) or each, lambda each: each):  # noqa: B023
+            score_many(1000, linear=linear)
+        # 1000 tokens of 500 logits would be 500000 numbers.
+        assert sum(saved) < 10_000, linear

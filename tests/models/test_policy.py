@@ -1,12 +1,15 @@
 """Scores of shared prompts against plain forwards of single rows; dropout, adapters, the reference and the head."""
 
+import copy
+
 import pytest
 import torch
 from conftest import tiny_spec
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from lit_rl.models import LoRASpec, Policy
-from lit_rl.models.loading import end_tokens, load_tokenizer
+from lit_rl.models.loading import end_tokens, load_tokenizer, position_limit
 from lit_rl.models.reference import Reference
 from lit_rl.rollouts import Rollouts, Support
 from lit_rl.types import PromptBatch, Sample, TokenBatch
@@ -57,7 +60,23 @@ def ragged(policy: Policy, **fields) -> Rollouts:
     ids = torch.randint(3, policy.vocabulary, (8, 6)) * mask
     zeros, ones = torch.zeros(8, 6), torch.ones(8)
     settings = {"logprobs": zeros, "entropies": zeros, "temperature": ones, "truncated": ones == 0, **fields}
-    return Rollouts(batch, 2, completion_ids=ids, lengths=lengths, **settings)
+    return Rollouts(batch, completion_ids=ids, lengths=lengths, **settings)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_policy(request) -> Policy:
+    """A policy of each model type; not to be changed."""
+    return tiny_policy(request.param)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Policy:
+    """A policy; not to be changed."""
+    return tiny_policy("gpt2")
+
+
+def tolerance(policy: Policy) -> float:
+    return MODELS[policy.causal_lm.config.model_type][0]
 
 
 def row_by_row(policy: Policy, rollouts: Rollouts) -> Tensor:
@@ -95,110 +114,96 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor],
 # --- shared prompts ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", MODELS)
-def test_scores_of_shared_prompts_are_those_of_plain_rows(model_type):
-    policy = tiny_policy(model_type)
-    rollouts = ragged(policy)
-    assert distance(policy.score(rollouts).logprobs, row_by_row(policy, rollouts)) <= MODELS[model_type][0]
+def test_scores_and_gradients_of_shared_prompts_are_those_of_plain_rows(any_policy):
+    policy, rollouts = any_policy, ragged(any_policy)
+    shared, plain = policy.score(rollouts).logprobs, row_by_row(policy, rollouts)
+    assert policy.capabilities.shares_prompts
+    assert distance(shared, plain) <= tolerance(policy)
+    assert_same_gradients(gradients(policy, shared), gradients(policy, plain), tolerance(policy))
 
 
-@pytest.mark.parametrize("model_type", MODELS)
-def test_gradients_of_shared_prompts_are_those_of_plain_rows(model_type):
-    policy = tiny_policy(model_type)
-    rollouts = ragged(policy)
-    shared = gradients(policy, policy.score(rollouts).logprobs)
-    assert_same_gradients(shared, gradients(policy, row_by_row(policy, rollouts)), MODELS[model_type][0])
-
-
-@pytest.mark.parametrize("model_type", MODELS)
-def test_gradient_checkpointing_scores_the_same(model_type):
-    policy, checkpointing = tiny_policy(model_type), tiny_policy(model_type, gradient_checkpointing=True)
-    rollouts = ragged(policy)
+def test_gradient_checkpointing_scores_the_same(any_policy):
+    policy, rollouts = any_policy, ragged(any_policy)
+    checkpointing = tiny_policy(policy.causal_lm.config.model_type, gradient_checkpointing=True)
+    assert not checkpointing.capabilities.shares_prompts
     shared, whole = policy.score(rollouts).logprobs, checkpointing.score(rollouts).logprobs
-    assert distance(whole, shared) <= MODELS[model_type][0]
-    assert_same_gradients(gradients(checkpointing, whole), gradients(policy, shared), MODELS[model_type][0])
+    assert distance(whole, shared) <= tolerance(policy)
+    assert_same_gradients(gradients(checkpointing, whole), gradients(policy, shared), tolerance(policy))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("model_type", MODELS)
-def test_left_padding_makes_no_nan(model_type, checkpointing):
-    policy = tiny_policy(model_type, dtype="float32", gradient_checkpointing=checkpointing)
-    logprobs = policy.score(ragged(policy)).logprobs
-    assert logprobs.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in gradients(policy, logprobs).values())
+def test_left_padding_makes_no_nan_in_float32(model_type):
+    for checkpointing in (False, True):
+        policy = tiny_policy(model_type, dtype="float32", gradient_checkpointing=checkpointing)
+        logprobs = policy.score(ragged(policy)).logprobs
+        assert logprobs.isfinite().all(), checkpointing
+        assert all(gradient.isfinite().all() for gradient in gradients(policy, logprobs).values()), checkpointing
 
 
-def test_rows_are_scored_at_their_own_temperature():
-    policy = tiny_policy("gpt2")
-    rollouts = ragged(policy, temperature=torch.linspace(0.5, 2, 8))
-    assert distance(policy.score(rollouts).logprobs, row_by_row(policy, rollouts)) <= 1e-10
+def test_rows_are_scored_at_their_own_temperature(gpt2):
+    rollouts = ragged(gpt2, temperature=torch.linspace(0.5, 2, 8))
+    assert distance(gpt2.score(rollouts).logprobs, row_by_row(gpt2, rollouts)) <= 1e-10
 
 
-def test_rows_left_by_merging_are_scored_on_their_own_prompts():
-    policy = tiny_policy("gpt2")
-    rollouts = ragged(policy)
-    rollouts.completion_ids[1], rollouts.lengths[1] = rollouts.completion_ids[0], rollouts.lengths[0]
+def test_rows_left_by_merging_are_scored_on_their_own_prompts(gpt2):
+    rollouts = ragged(gpt2)
+    for field in (rollouts.completion_ids, rollouts.lengths, rollouts.sampled):
+        field[1] = field[0]
     merged = rollouts.merge_duplicates()
     assert len(merged) == 7
-    assert distance(policy.score(merged).logprobs, row_by_row(policy, merged)) <= 1e-10
+    assert distance(gpt2.score(merged).logprobs, row_by_row(gpt2, merged)) <= 1e-10
 
 
-@pytest.mark.parametrize("owners", [[3, 2, 0, 1, 1, 0, 2, 3], [0, 0, 0, 1, 1, 2, 3, 3]])
-def test_rows_are_scored_on_the_prompts_that_they_name(owners):
-    policy = tiny_policy("gpt2")
-    rollouts = ragged(policy, prompt_index=torch.tensor(owners))
-    assert distance(policy.score(rollouts).logprobs, row_by_row(policy, rollouts)) <= 1e-10
+def test_rows_are_scored_on_the_prompts_that_they_name(gpt2):
+    for owners in ([3, 2, 0, 1, 1, 0, 2, 3], [0, 0, 0, 1, 1, 2, 3, 3]):
+        rollouts = ragged(gpt2, prompt=torch.tensor(owners))
+        assert distance(gpt2.score(rollouts).logprobs, row_by_row(gpt2, rollouts)) <= 1e-10, owners
 
 
-def test_completions_of_one_token_are_scored_from_the_prompt_alone():
-    policy = tiny_policy("gpt2")
-    rollouts = ragged(policy)
+def test_completions_of_one_token_are_scored_from_the_prompt_alone(gpt2):
+    rollouts = ragged(gpt2)
     rollouts.lengths = torch.ones_like(rollouts.lengths)
-    rollouts.completion_ids = rollouts.completion_ids[:, :1]
-    assert distance(policy.score(rollouts).logprobs, row_by_row(policy, rollouts)) <= 1e-10
+    rollouts.completion_ids, rollouts.sampled = rollouts.completion_ids[:, :1], rollouts.sampled[:, :1]
+    assert distance(gpt2.score(rollouts).logprobs, row_by_row(gpt2, rollouts)) <= 1e-10
 
 
-def test_values_behind_the_end_of_a_row_are_exactly_zero():
-    policy = tiny_policy("gpt2")
-    rollouts = ragged(policy)
-    scores = policy.score(rollouts, entropy_grad=True)
-    behind = ~rollouts.mask
-    assert scores.logprobs[behind].abs().max() == 0
-    assert scores.entropies[behind].abs().max() == 0
-    assert not scores.hits[behind].any()
+def test_scores_after_the_end_of_a_row_are_exactly_zero(gpt2):
+    rollouts = ragged(gpt2)
+    scores = gpt2.score(rollouts, entropy_grad=True)
+    after = ~rollouts.mask
+    assert scores.logprobs[after].abs().max() == 0
+    assert scores.entropies[after].abs().max() == 0
+    assert not scores.hits[after].any()
 
 
-def test_tokens_behind_the_end_of_a_row_change_nothing():
-    policy = tiny_policy("gpt2")
-    rollouts = ragged(policy)
-    before = policy.score(rollouts).logprobs
+def test_tokens_after_the_end_of_a_row_change_nothing(gpt2):
+    rollouts = ragged(gpt2)
+    before = gpt2.score(rollouts).logprobs
     rollouts.completion_ids = rollouts.completion_ids.masked_fill(~rollouts.mask, 7)
-    assert torch.equal(policy.score(rollouts).logprobs, before)
+    assert torch.equal(gpt2.score(rollouts).logprobs, before)
 
 
-def test_rows_are_scored_on_the_support_that_they_were_drawn_from():
-    policy = tiny_policy("gpt2")
-    rollouts = ragged(policy)
+def test_rows_are_scored_on_the_support_that_they_were_drawn_from(gpt2):
+    rollouts = ragged(gpt2)
     # Every sampled token was kept beside token 2: the score is log p - log(p + p_2).
     ids = rollouts.completion_ids[rollouts.mask]
     rollouts.support = Support(torch.stack([torch.full_like(ids, 2), ids], dim=1).flatten().int(), rollouts.mask.int() * 2)
-    scored = policy.score(rollouts).logprobs
+    scored = gpt2.score(rollouts).logprobs
     rollouts.support = None
-    own = policy.score(rollouts).logprobs
+    own = gpt2.score(rollouts).logprobs
     rollouts.completion_ids = torch.where(rollouts.mask, 2, 0)
     # The states are of the sampled tokens, so only a first token's rival is the score of token 2 itself.
-    rival = policy.score(rollouts).logprobs[:, 0]
+    rival = gpt2.score(rollouts).logprobs[:, 0]
     assert torch.allclose(scored[:, 0], own[:, 0] - torch.logaddexp(own[:, 0], rival), atol=1e-10)
 
 
-def test_targets_of_whole_sequences_are_scored_as_plain_rows():
-    policy = tiny_policy("gpt2")
-    ids = torch.randint(3, policy.vocabulary, (3, 6))
+def test_targets_of_whole_sequences_are_scored_as_plain_rows(gpt2):
+    ids = torch.randint(3, gpt2.vocabulary, (3, 6))
     lengths = torch.tensor([6, 2, 4])
     target = torch.tensor([[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0]]).bool()
-    logprobs = policy.score_sequences(TokenBatch(ids, lengths, target)).logprobs
+    logprobs = gpt2.score_sequences(TokenBatch(ids, lengths, target)).logprobs
     for row, length in enumerate(lengths.tolist()):
-        logp = policy.model(input_ids=ids[row : row + 1, :length]).logits[0].log_softmax(-1)
+        logp = gpt2.model(input_ids=ids[row : row + 1, :length]).logits[0].log_softmax(-1)
         picked = logp[:-1].gather(1, ids[row, 1:length, None])[:, 0]
         expected = nn.functional.pad(picked, (1, 6 - length)) * target[row]
         assert distance(logprobs[row], expected) <= 1e-10
@@ -207,23 +212,13 @@ def test_targets_of_whole_sequences_are_scored_as_plain_rows():
 # --- dropout -----------------------------------------------------------------------------------------------------
 
 
-def two_forwards(model_type: str, without_dropout: bool) -> tuple[Tensor, Tensor]:
-    spec = tiny_spec(model_type, **MODELS[model_type][1] | {"dtype": "float32"})
-    policy = Policy(spec, load_tokenizer(spec)).train()
-    if without_dropout:
-        policy.disable_dropout()
-    rollouts = ragged(policy)
-    return policy.score(rollouts).logprobs, policy.score(rollouts).logprobs
-
-
-def test_gpt2_has_dropout_of_its_own():
-    first, second = two_forwards("gpt2", without_dropout=False)
-    assert not torch.equal(first, second)
-
-
 def test_without_dropout_two_forwards_in_train_mode_are_equal():
-    first, second = two_forwards("gpt2", without_dropout=True)
-    assert torch.equal(first, second)
+    spec = tiny_spec("gpt2")
+    policy = Policy(spec, load_tokenizer(spec)).train()
+    rollouts = ragged(policy)
+    assert not torch.equal(policy.score(rollouts).logprobs, policy.score(rollouts).logprobs)
+    policy.disable_dropout()
+    assert torch.equal(policy.score(rollouts).logprobs, policy.score(rollouts).logprobs)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +239,9 @@ def test_noise_that_a_module_keeps_as_a_number_is_disabled_too(model_type, rates
 # --- adapters and the reference ----------------------------------------------------------------------------------
 
 
-def adapted_policy() -> tuple[Policy, Policy]:
-    """A policy with an adapter that has learned something, and its base."""
+@pytest.fixture(scope="module")
+def adapted_and_base() -> tuple[Policy, Policy]:
+    """A policy with an adapter that has learned something, and its base; not to be changed."""
     policies = []
     for lora in (LoRASpec(r=4, alpha=8), None):
         torch.manual_seed(0)
@@ -259,8 +255,8 @@ def adapted_policy() -> tuple[Policy, Policy]:
     return adapted, base
 
 
-def test_without_its_adapter_a_policy_is_its_base():
-    adapted, base = adapted_policy()
+def test_without_its_adapter_a_policy_is_its_base(adapted_and_base):
+    adapted, base = adapted_and_base
     rollouts = ragged(base)
     with adapted.adapter_off():
         off = adapted.score(rollouts).logprobs
@@ -268,28 +264,27 @@ def test_without_its_adapter_a_policy_is_its_base():
     assert distance(adapted.score(rollouts).logprobs, off) > 0.01
 
 
-def test_an_adapter_alone_is_trained():
-    adapted, _ = adapted_policy()
+def test_an_adapter_alone_is_trained(adapted_and_base):
+    adapted, _ = adapted_and_base
     assert all("lora_" in name for name, weight in adapted.named_parameters() if weight.requires_grad)
 
 
-def test_an_adapter_has_the_gradient_of_plain_rows():
-    adapted, _ = adapted_policy()
-    adapted.double()
+def test_an_adapter_has_the_gradient_of_plain_rows(adapted_and_base):
+    adapted = copy.deepcopy(adapted_and_base[0]).double()
     rollouts = ragged(adapted)
     shared = gradients(adapted, adapted.score(rollouts).logprobs)
     assert_same_gradients(shared, gradients(adapted, row_by_row(adapted, rollouts)), 2e-6)
 
 
-def test_the_reference_of_an_adapter_is_the_base_without_a_copy():
-    adapted, base = adapted_policy()
+def test_the_reference_of_an_adapter_is_the_base_without_a_copy(adapted_and_base):
+    adapted, base = adapted_and_base
     reference, rollouts = Reference(adapted), ragged(base)
     assert reference.copy is None
     assert torch.equal(reference.score(rollouts), base.score(rollouts).logprobs)
 
 
-def test_the_reference_stays_where_training_began():
-    policy = tiny_policy("gpt2")
+def test_the_reference_stays_where_training_began(gpt2):
+    policy = copy.deepcopy(gpt2)
     reference, rollouts = Reference(policy), ragged(policy)
     before = policy.score(rollouts).logprobs.float()
     with torch.no_grad():
@@ -299,16 +294,15 @@ def test_the_reference_stays_where_training_began():
     assert distance(policy.score(rollouts).logprobs.float(), before) > 0.01
 
 
-def test_the_reference_scores_without_gradient_in_float32():
-    policy = tiny_policy("gpt2")
-    scores = Reference(policy).score(ragged(policy))
+def test_the_reference_scores_without_gradient_in_float32(gpt2):
+    scores = Reference(gpt2).score(ragged(gpt2))
     assert not scores.requires_grad
     assert scores.dtype == torch.float32
 
 
-def test_the_copy_of_the_reference_is_no_submodule():
+def test_the_copy_of_the_reference_is_not_a_submodule(gpt2):
     owner = nn.Module()
-    owner.policy = tiny_policy("gpt2")
+    owner.policy = gpt2
     names = list(owner.state_dict())
     owner.reference = Reference(owner.policy)
     assert owner.reference.copy is not None
@@ -316,9 +310,8 @@ def test_the_copy_of_the_reference_is_no_submodule():
     assert len(list(owner.parameters())) == len(list(owner.policy.parameters()))
 
 
-def test_the_copy_of_the_reference_does_not_learn():
-    copy = Reference(tiny_policy("gpt2")).copy
-    assert not any(weight.requires_grad for weight in copy.parameters())
+def test_the_copy_of_the_reference_does_not_learn(gpt2):
+    assert not any(weight.requires_grad for weight in Reference(gpt2).copy.parameters())
 
 
 # --- the head ----------------------------------------------------------------------------------------------------
@@ -343,8 +336,18 @@ def test_logits_are_the_models_own(model_type, config):
 # --- end tokens --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("named", "ends"), [(None, [2]), (2, [2]), (9, [2, 9]), ([9, 2, 7], [2, 7, 9])])
-def test_every_end_token_of_model_and_tokenizer_counts(named, ends):
-    policy = tiny_policy("gpt2")
-    policy.causal_lm.generation_config.eos_token_id = named
-    assert end_tokens(policy.causal_lm, load_tokenizer(policy.spec)) == ends
+def test_every_end_token_of_model_and_tokenizer_counts(gpt2):
+    model = copy.deepcopy(gpt2.causal_lm)
+    for named, ends in [(None, [2]), (2, [2]), (9, [2, 9]), ([9, 2, 7], [2, 7, 9])]:
+        model.generation_config.eos_token_id = named
+        assert end_tokens(model, load_tokenizer(gpt2.spec)) == ends, named
+
+
+# --- positions ---------------------------------------------------------------------------------------------------
+
+
+def test_the_position_limit_is_the_configs_unless_positions_have_none():
+    assert position_limit(AutoConfig.for_model("llama", max_position_embeddings=77)) == 77
+    assert position_limit(AutoConfig.for_model("gpt2", max_position_embeddings=77)) == 77
+    assert position_limit(AutoConfig.for_model("bloom", max_position_embeddings=77)) is None
+    assert position_limit(AutoConfig.for_model("mamba")) is None

@@ -1,17 +1,25 @@
 """Advantages against numbers worked out by hand: groups, returns of tokens, the whole batch, a critic."""
 
+from itertools import product
+
 import pytest
 import torch
 
-from lit_rl.objectives.advantages import equal_groups, generalized_advantages, group_advantages, reward_to_go, whiten
+from lit_rl.objectives.advantages import (
+    equal_groups,
+    generalized_advantages,
+    group_advantages,
+    reward_to_go,
+    token_rewards,
+    whiten,
+)
 
 MIXED = [1.0, 0.0, 1.0, 0.0]
-BASELINES = ["group", "leave_one_out", "phantom_zero"]
 SCALES = ["group", "batch", "none"]
 
 
 def alone(values):
-    """The sum over ranks where there is one."""
+    """Sum over ranks, and values of all ranks, if there is one."""
     return values
 
 
@@ -61,33 +69,19 @@ def test_without_scale_advantages_are_distances_from_the_mean():
     assert advantages.tolist() == [[0.5, -0.5, 0.5, -0.5], [2.0, -1.0, -1.0, 0.0]]
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
-@pytest.mark.parametrize("scale", ["group", "none"])
-def test_groups_do_not_see_each_other(baseline, scale):
+def test_groups_do_not_see_each_other():
     rewards = torch.tensor([MIXED, [5.0, 1.0, 0.0, 2.0]])
-    assert torch.equal(group_advantages(rewards, baseline, scale)[:1], group_advantages(rewards[:1], baseline, scale))
+    for options in product(["group", "leave_one_out", "phantom_zero"], ["group", "none"]):
+        together, apart = group_advantages(rewards, *options)[:1], group_advantages(rewards[:1], *options)
+        assert torch.equal(together, apart), options
 
 
 def test_leaving_one_out_compares_with_the_mean_of_the_others():
     # 4 against (1 + 0 + 1) / 3, 1 against (4 + 0 + 1) / 3, 0 against (4 + 1 + 1) / 3
     advantages = group_advantages(torch.tensor([[4.0, 1.0, 0.0, 1.0]]), "leave_one_out", "none")
     assert advantages.tolist()[0] == pytest.approx([10 / 3, -2 / 3, -2.0, -2 / 3])
-
-
-@pytest.mark.parametrize("size", [2, 3, 8])
-def test_leaving_one_out_equals_the_explicit_means_of_others(size):
-    rewards = torch.rand(5, size, dtype=torch.float64)
-    others = [torch.cat([rewards[:, :i], rewards[:, i + 1 :]], dim=1).mean(1) for i in range(size)]
-    expected = rewards - torch.stack(others, dim=1)
-    torch.testing.assert_close(group_advantages(rewards, "leave_one_out", "none"), expected)
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_leaving_one_out_stretches_the_distance_from_the_mean(scale):
-    # G / (G - 1) = 8 / 7
-    rewards = torch.rand(5, 8, dtype=torch.float64)
-    expected = group_advantages(rewards, "group", scale) * 8 / 7
-    torch.testing.assert_close(group_advantages(rewards, "leave_one_out", scale), expected)
+    # 4 against 1, and 1 against 4
+    assert group_advantages(torch.tensor([[4.0, 1.0]]), "leave_one_out", "none").tolist() == [[3.0, -3.0]]
 
 
 def test_a_phantom_zero_leaves_an_advantage_to_a_group_that_is_all_right():
@@ -96,18 +90,23 @@ def test_a_phantom_zero_leaves_an_advantage_to_a_group_that_is_all_right():
     assert advantages.tolist()[0] == pytest.approx([0.49990] * 3, abs=1e-5)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_a_phantom_zero_gives_nothing_to_a_group_that_is_all_wrong(scale):
-    assert group_advantages(torch.zeros(2, 5), "phantom_zero", scale).tolist() == [[0.0] * 5] * 2
+def test_a_phantom_zero_gives_nothing_to_a_group_that_is_all_wrong():
+    for scale in SCALES:
+        assert group_advantages(torch.zeros(2, 5), "phantom_zero", scale).tolist() == [[0.0] * 5] * 2, scale
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1 + 0.2, 0.7, 1 / 3, -1e-8, 1001.1])
-@pytest.mark.parametrize("size", [2, 3, 7, 10])
-@pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
-def test_equal_rewards_have_advantages_of_exactly_zero(baseline, scale, value, size):
-    rewards = torch.full((3, size), value)
-    assert group_advantages(rewards, baseline, scale).tolist() == [[0.0] * size] * 3
+def test_equal_rewards_have_advantages_of_exactly_zero():
+    values, sizes = [0.0, 1.0, 0.1 + 0.2, 0.7, 1 / 3, -1e-8, 1001.1], [2, 3, 7, 10]
+    for baseline, scale, value, size in product(["group", "leave_one_out"], SCALES, values, sizes):
+        advantages = group_advantages(torch.full((3, size), value), baseline, scale)
+        assert advantages.tolist() == [[0.0] * size] * 3, (baseline, scale, value, size)
+
+
+def test_a_group_of_one_has_an_advantage_of_zero_unless_there_is_a_phantom():
+    for baseline, scale in product(["group", "leave_one_out"], SCALES):
+        assert group_advantages(torch.tensor([[5.0], [1.0]]), baseline, scale).tolist() == [[0.0], [0.0]], (baseline, scale)
+    # 5 and the phantom 0: mean 2.5
+    assert group_advantages(torch.tensor([[5.0], [0.0]]), "phantom_zero", "none").tolist() == [[2.5], [0.0]]
 
 
 def test_the_mean_of_equal_rewards_really_rounds():
@@ -116,17 +115,12 @@ def test_the_mean_of_equal_rewards_really_rounds():
     assert bool((rewards - rewards.mean(dim=1, keepdim=True)).any())
 
 
-@pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
-def test_an_equal_group_beside_an_unequal_one_stays_zero(baseline):
+def test_an_equal_group_beside_an_unequal_one_stays_zero():
     rewards = torch.tensor([[0.1] * 7, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    assert group_advantages(rewards, baseline)[0].tolist() == [0.0] * 7
-    assert bool(group_advantages(rewards, baseline)[1].all())
-
-
-@pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
-def test_advantages_of_a_group_add_up_to_zero(baseline):
-    rewards = torch.rand(5, 8, dtype=torch.float64)
-    assert float(group_advantages(rewards, baseline).sum(1).abs().max()) < 1e-12
+    for baseline in ("group", "leave_one_out"):
+        advantages = group_advantages(rewards, baseline)
+        assert advantages[0].tolist() == [0.0] * 7, baseline
+        assert bool(advantages[1].all()), baseline
 
 
 def test_shifting_and_stretching_rewards_changes_nothing_but_rounding():
@@ -148,11 +142,29 @@ def test_a_token_earns_the_reward_less_the_penalties_from_it_on():
     assert returns.tolist()[0] == pytest.approx([0.4, 0.5, 0.7])
 
 
-def test_penalties_behind_a_rows_end_cost_nothing():
+def test_returns_step_over_tokens_that_were_not_sampled():
+    # 1 - (0.1 + 0.3), others' token, 1 - 0.3
+    returns = reward_to_go(torch.tensor([1.0]), torch.tensor([[0.1, 9.0, 0.3]]), torch.tensor([[1, 0, 1]]).bool())
+    assert returns.tolist()[0] == pytest.approx([0.6, 0.0, 0.7])
+
+
+def test_penalties_after_a_rows_end_cost_nothing():
     # 2 - 0.5, and an empty row
     mask = torch.tensor([[1, 0, 0], [0, 0, 0]]).bool()
     returns = reward_to_go(torch.tensor([2.0, 1.0]), torch.tensor([[0.5, 9.0, 9.0], [9.0, 9.0, 9.0]]), mask)
     assert returns.tolist() == [[1.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+# --- rewards of tokens -------------------------------------------------------------------------------------------
+
+
+def test_the_reward_is_paid_at_the_last_sampled_token_and_the_penalty_at_each():
+    # Rows of three tokens, of one, with others' tokens in the middle, at the end and everywhere.
+    sampled = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0], [0, 0, 0]]).bool()
+    rewards, penalties = torch.tensor([1.0, 0.5, 2.0, 3.0, 4.0]), torch.tensor([[0.1, 0.2, 0.3]]).repeat(5, 1)
+    earned = token_rewards(rewards, penalties, sampled)
+    expected = [[-0.1, -0.2, 0.7], [0.4, 0.0, 0.0], [-0.1, 0.0, 1.7], [-0.1, 2.8, 0.0], [4.0, 0.0, 0.0]]
+    assert earned.flatten().tolist() == pytest.approx([value for row in expected for value in row])
 
 
 # --- the whole batch ---------------------------------------------------------------------------------------------
@@ -200,9 +212,9 @@ def test_one_token_is_its_own_mean():
     assert whiten(torch.tensor([[7.0, 5.0]]), mask, alone).tolist() == [[0.0, 0.0]]
 
 
-@pytest.mark.parametrize("scale", [True, False])
-def test_a_batch_without_tokens_has_finite_zeros(scale):
-    assert whiten(BATCH, torch.zeros(2, 3).bool(), alone, scale).tolist() == [[0.0] * 3] * 2
+def test_a_batch_without_tokens_has_finite_zeros():
+    for scale in (True, False):
+        assert whiten(BATCH, torch.zeros(2, 3).bool(), alone, scale).tolist() == [[0.0] * 3] * 2, scale
 
 
 def test_equal_tokens_have_advantages_of_zero():
@@ -267,6 +279,16 @@ def test_a_shorter_row_ends_at_its_own_last_token(last, expected):
     advantages = generalized(rewards, values, [0.0, last], mask, lam=0.5)
     assert advantages[0].tolist() == pytest.approx([0.225, 0.25, 0.3])
     assert advantages[1].tolist() == pytest.approx(expected)
+
+
+def test_the_recursion_steps_over_tokens_that_were_not_sampled():
+    # Tokens 1 and 3 of the first row, 1 and 2 of the second, whose others' token stands at the end. Values 0.5 and 0.7:
+    # 1 - 0.7 = 0.3, 0.7 - 0.5 + 0.5 * 0.3 = 0.35; cut off where 0.8 is expected: 1 + 0.8 - 0.7 = 1.1, 0.2 + 0.5 * 1.1 = 0.75
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0]]).bool()
+    rewards, values = [[0.0, 9.0, 1.0], [0.0, 1.0, 9.0]], [[0.5, 9.0, 0.7], [0.5, 0.7, 9.0]]
+    advantages = generalized(rewards, values, [0.0, 0.8], mask, lam=0.5)
+    assert advantages[0].tolist() == pytest.approx([0.35, 0.0, 0.3])
+    assert advantages[1].tolist() == pytest.approx([0.75, 1.1, 0.0])
 
 
 def test_an_empty_row_has_advantages_of_zero():

@@ -1,13 +1,14 @@
 """The three estimators of a KL: by hand, on the average over all tokens, and as what a loss descends on."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_rl.objectives.kl import kl_estimate
+from lit_rl.objectives.kl import kl_estimate, kl_penalties
 from lit_rl.objectives.losses import token_ratio
 
 # --- one token ---------------------------------------------------------------------------------------------------
@@ -33,22 +34,21 @@ def test_estimates_of_a_half_and_a_quarter(p, q, estimator, value, slope):
     assert float(logprobs.grad) == pytest.approx(slope, abs=1e-6)
 
 
-def test_k3_is_the_default():
-    p, q = torch.tensor([[-1.0]]), torch.tensor([[-1.7]])
-    assert torch.equal(kl_estimate(p, q), kl_estimate(p, q, "k3"))
+def test_differences_that_may_be_rounding_cost_nothing_in_the_reward():
+    # 2e-5 and 5e-6 nats off, and equal
+    logprobs = torch.tensor([[-1.0, -1.0, -2.0]], dtype=torch.float64)
+    reference = torch.tensor([[-1.00002, -1.000005, -2.0]], dtype=torch.float64)
+    penalties = kl_penalties(logprobs, reference, "k1")
+    assert penalties.tolist()[0] == pytest.approx([2e-5, 0.0, 0.0], abs=1e-12)
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_the_estimate_of_equal_policies_is_zero(estimator):
-    p = torch.tensor([[-0.1, -3.0, -17.3]])
-    assert kl_estimate(p, p.clone(), estimator).abs().tolist() == [[0.0, 0.0, 0.0]]
-
-
-@pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_the_estimate_of_equal_policies_is_flat(estimator):
-    p = torch.tensor([[-0.1, -3.0, -17.3]], requires_grad=True)
-    kl_estimate(p, p.detach().clone(), estimator).sum().backward()
-    assert p.grad.abs().tolist() == [[0.0, 0.0, 0.0]]
+def test_the_estimate_of_equal_policies_is_zero_and_flat():
+    for estimator in ("k1", "k2", "k3"):
+        p = torch.tensor([[-0.1, -3.0, -17.3]], requires_grad=True)
+        estimate = kl_estimate(p, p.detach().clone(), estimator)
+        estimate.sum().backward()
+        assert estimate.abs().tolist() == [[0.0, 0.0, 0.0]], estimator
+        assert p.grad.tolist() == [[1.0 if estimator == "k1" else 0.0] * 3], estimator
 
 
 @pytest.mark.parametrize(
@@ -65,31 +65,30 @@ def test_the_gradient_of_a_token_pulls_towards_the_reference(estimator, slopes):
     assert p.grad[0].tolist() == pytest.approx(slopes, abs=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["k2", "k3"])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(p=st.floats(-50, 0, width=32), q=st.floats(-50, 0, width=32))
-def test_k2_and_k3_are_finite_and_never_negative(estimator, p, q):
-    value = float(kl_estimate(torch.tensor([[p]]), torch.tensor([[q]]), estimator))
-    assert value >= 0
-    assert math.isfinite(value)
+def test_k2_and_k3_are_finite_and_never_negative(p, q):
+    for estimator in ("k2", "k3"):
+        value = float(kl_estimate(torch.tensor([[p]]), torch.tensor([[q]]), estimator))
+        assert value >= 0, estimator
+        assert math.isfinite(value), estimator
 
 
-@pytest.mark.parametrize("estimator", ["k2", "k3"])
-@settings(deadline=None)
-@given(p=st.floats(-20, 0, width=32), difference=st.floats(2**-16, 19, width=32), sign=st.sampled_from([-1, 1]))
-def test_k2_and_k3_of_different_policies_are_not_zero(estimator, p, difference, sign):
-    here, there = torch.tensor([[p]]).double(), torch.tensor([[p + sign * difference]]).double()
-    assert float(kl_estimate(here, there, estimator)) > 0
+@settings(deadline=None, max_examples=50)
+@given(p=st.floats(-50, 0), difference=st.floats(1e-6, 30), sign=st.sampled_from([-1, 1]))
+def test_k2_and_k3_of_different_policies_are_not_zero(p, difference, sign):
+    here, there = torch.tensor([[p, p + sign * difference]], dtype=torch.float64).T[:, None]
+    for estimator in ("k2", "k3"):
+        assert float(kl_estimate(here, there, estimator)) > 0, estimator
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-@pytest.mark.parametrize(("p", "q"), [(-200.0, -1.0), (-1.0, -200.0)])
-def test_far_apart_policies_have_a_finite_estimate_and_gradient(estimator, p, q):
-    logprobs = torch.tensor([[p]], requires_grad=True)
-    value = kl_estimate(logprobs, torch.tensor([[q]]), estimator)
-    value.sum().backward()
-    assert bool(value.isfinite().all())
-    assert bool(logprobs.grad.isfinite().all())
+def test_far_apart_policies_have_a_finite_estimate_and_gradient():
+    for estimator in ("k1", "k2", "k3"):
+        logprobs = torch.tensor([[-200.0, -1.0]], requires_grad=True)
+        value = kl_estimate(logprobs, torch.tensor([[-1.0, -200.0]]), estimator)
+        value.sum().backward()
+        assert bool(value.isfinite().all()), estimator
+        assert bool(logprobs.grad.isfinite().all()), estimator
 
 
 # --- all tokens --------------------------------------------------------------------------------------------------
@@ -117,9 +116,9 @@ def expectation(estimator, drawn_from, weighted):
     return float(mean.detach()), logits.grad.tolist()
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_k1_and_k3_average_to_the_true_divergence(estimator):
-    assert expectation(estimator, P, weighted=False)[0] == pytest.approx(KL, abs=1e-6)
+def test_k1_and_k3_average_to_the_true_divergence():
+    for estimator in ("k1", "k3"):
+        assert expectation(estimator, P, weighted=False)[0] == pytest.approx(KL, abs=1e-6), estimator
 
 
 def test_k2_averages_to_something_else():
@@ -139,17 +138,16 @@ def test_what_an_unweighted_estimate_descends_on(estimator, gradient):
     assert expectation(estimator, P, weighted=False)[1] == pytest.approx(gradient, abs=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
-@pytest.mark.parametrize("drawn_from", [P, P_OLD])
-def test_weighted_by_the_ratio_k1_and_k3_have_value_and_gradient_of_the_divergence(estimator, drawn_from):
-    value, gradient = expectation(estimator, drawn_from, weighted=True)
-    assert value == pytest.approx(KL, abs=1e-6)
-    assert gradient == pytest.approx(KL_GRADIENT, abs=1e-6)
+def test_weighted_by_the_ratio_k1_and_k3_have_value_and_gradient_of_the_divergence():
+    for estimator, drawn_from in product(("k1", "k3"), (P, P_OLD)):
+        value, gradient = expectation(estimator, drawn_from, weighted=True)
+        assert value == pytest.approx(KL, abs=1e-6), estimator
+        assert gradient == pytest.approx(KL_GRADIENT, abs=1e-6), estimator
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_unweighted_estimates_are_wrong_off_policy(estimator):
+def test_unweighted_estimates_are_wrong_off_policy():
     # Without this the test above would prove nothing.
-    value, gradient = expectation(estimator, P_OLD, weighted=False)
-    assert abs(value - KL) > 0.05
-    assert max(abs(a - b) for a, b in zip(gradient, KL_GRADIENT, strict=True)) > 0.05
+    for estimator in ("k1", "k2", "k3"):
+        value, gradient = expectation(estimator, P_OLD, weighted=False)
+        assert abs(value - KL) > 0.05, estimator
+        assert max(abs(a - b) for a, b in zip(gradient, KL_GRADIENT, strict=True)) > 0.05, estimator

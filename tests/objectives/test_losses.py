@@ -1,6 +1,7 @@
 """Ratios, surrogates and their corrections, each token against numbers worked out by hand."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from lit_rl.objectives.losses import (
 )
 
 RAGGED = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+MIDDLE = torch.tensor([[1, 0, 1]]).bool()
+"""Others wrote the token in the middle."""
 
 
 def logs(*rows):
@@ -63,9 +66,15 @@ def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens():
     assert ratio[:, 0].tolist() == pytest.approx([4.0, 0.25])
 
 
-def test_the_ratio_of_a_sequence_leaves_out_what_is_behind_its_end():
+def test_the_ratio_of_a_sequence_leaves_out_tokens_that_were_not_sampled():
     ratio = sequence_ratio(logs([2.0, 8.0, 1000.0], [0.25, 1000.0, 1000.0]), torch.zeros(2, 3).double(), RAGGED)
     assert ratio[:, 0].tolist() == pytest.approx([4.0, 0.25])
+    # sqrt(2 * 8) = 4, and no gradient in the middle
+    logprobs = logs([2.0, 1000.0, 8.0]).requires_grad_()
+    ratio = sequence_ratio(logprobs, torch.zeros(1, 3).double(), MIDDLE)
+    (ratio * MIDDLE).sum().backward()
+    assert ratio.tolist()[0] == pytest.approx([4.0, 4.0, 4.0])
+    assert logprobs.grad.tolist() == [pytest.approx([4.0, 0.0, 4.0])]
 
 
 def test_the_ratio_of_a_sequence_is_the_same_at_all_its_tokens():
@@ -226,12 +235,11 @@ def test_the_soft_gate_flattens_on_both_sides(ratio, advantage, loss, slope):
     assert got == pytest.approx((loss, slope), abs=1e-6)
 
 
-@pytest.mark.parametrize("tau", [0.3, 1.0, 1.05, 7.0])
-@pytest.mark.parametrize("advantage", [1.5, -0.5])
-def test_the_soft_gate_at_ratio_one_has_the_slope_of_the_policy_gradient(tau, advantage):
-    value, slope = value_and_slope(lambda r: sapo_loss(r, advantage_of(advantage), tau, tau), 1.0)
-    assert value == pytest.approx(-2 * advantage / tau)
-    assert slope == pytest.approx(-advantage)
+def test_the_soft_gate_at_ratio_one_has_the_slope_of_the_policy_gradient():
+    for tau, advantage in product([0.3, 1.0, 1.05, 7.0], [1.5, -0.5]):
+        value, slope = value_and_slope(lambda r: sapo_loss(r, advantage_of(advantage), tau, tau), 1.0)  # noqa: B023
+        assert value == pytest.approx(-2 * advantage / tau), (tau, advantage)
+        assert slope == pytest.approx(-advantage), (tau, advantage)
 
 
 def test_the_soft_gate_is_finite_at_the_largest_ratio():
@@ -255,18 +263,18 @@ SAMPLED = torch.tensor([[-1.0, -2.0]])
 WHOLE = torch.ones(1, 2).bool()
 
 
-@pytest.mark.parametrize(("threshold", "kept"), [(0.25, True), (0.15, False)])
-def test_a_bad_completion_is_left_out_beyond_the_threshold(threshold, kept):
-    assert off_policy_mask(FELL, SAMPLED, WHOLE, torch.tensor([[-1.0]]), threshold).tolist() == [[kept]]
+def test_a_bad_completion_is_left_out_beyond_the_threshold():
+    assert off_policy_mask(FELL, SAMPLED, WHOLE, torch.tensor([[-1.0]]), threshold=0.25).tolist() == [[True]]
+    assert off_policy_mask(FELL, SAMPLED, WHOLE, torch.tensor([[-1.0]]), threshold=0.15).tolist() == [[False]]
 
 
 def test_a_bad_completion_at_the_threshold_stays():
     assert off_policy_mask(torch.tensor([[-1.5]]), torch.tensor([[-1.0]]), WHOLE[:, :1], torch.tensor([[-1.0]]), 0.5).all()
 
 
-@pytest.mark.parametrize("advantage", [1.0, 0.0])
-def test_a_completion_that_is_not_bad_is_never_left_out(advantage):
-    assert off_policy_mask(FELL, SAMPLED, WHOLE, torch.tensor([[advantage]]), 0.01).tolist() == [[True]]
+def test_a_completion_that_is_not_bad_is_never_left_out():
+    for advantage in (1.0, 0.0):
+        assert off_policy_mask(FELL, SAMPLED, WHOLE, torch.tensor([[advantage]]), 0.01).tolist() == [[True]], advantage
 
 
 def test_a_bad_completion_that_became_more_likely_stays():
@@ -275,11 +283,13 @@ def test_a_bad_completion_that_became_more_likely_stays():
 
 @pytest.mark.parametrize(("threshold", "kept"), [(0.25, True), (0.15, False)])
 def test_the_drift_is_a_mean_over_sampled_tokens_only(threshold, kept):
-    # Behind the end stand 50 nats in either direction.
-    behind = torch.tensor([[50.0 if kept else -50.0]])
-    logprobs, sampled = torch.cat([FELL, -behind], dim=1), torch.cat([SAMPLED, torch.zeros(1, 1)], dim=1)
-    mask = torch.tensor([[1, 1, 0]]).bool()
+    # In the place of the token that was not sampled, at the end or in the middle, stand 50 nats in either direction.
+    other = 50.0 if kept else -50.0
+    logprobs, sampled = torch.tensor([[-1.3, -2.1, -other]]), torch.tensor([[-1.0, -2.0, 0.0]])
+    mask, middle = torch.tensor([[1, 1, 0]]).bool(), [0, 2, 1]
     assert off_policy_mask(logprobs, sampled, mask, torch.tensor([[-1.0]]), threshold).tolist() == [[kept]]
+    turned = [values[:, middle] for values in (logprobs, sampled, mask)]
+    assert off_policy_mask(*turned, torch.tensor([[-1.0]]), threshold).tolist() == [[kept]]
 
 
 def test_only_the_bad_tokens_are_left_out_where_tokens_have_advantages():
@@ -311,19 +321,27 @@ def test_weights_outside_the_bounds_are_cut_or_left_out(level, method, expected)
     assert weights.tolist() == [pytest.approx(row) for row in expected]
 
 
-@pytest.mark.parametrize(("method", "expected"), [("truncate", [2.0, 2.0]), ("mask", [0.0, 0.0])])
-def test_the_upper_bound_holds_for_sequences_too(method, expected):
+def test_the_upper_bound_holds_for_sequences_too():
     # 2 * 3 = 6
-    weights = importance_weights(logs([0.2, 0.3]), logs([0.1, 0.1]), WHOLE, "sequence", method, low=0.0, high=2.0)
-    assert weights.tolist() == [expected]
+    for method, expected in {"truncate": [2.0, 2.0], "mask": [0.0, 0.0]}.items():
+        weights = importance_weights(logs([0.2, 0.3]), logs([0.1, 0.1]), WHOLE, "sequence", method, low=0.0, high=2.0)
+        assert weights.tolist() == [expected], method
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("method", ["truncate", "mask"])
-def test_a_sampler_that_agrees_has_weights_of_exactly_one(level, method):
+def test_weights_count_sampled_tokens_only():
+    # 2, others' token, 0.25: the product is 0.5
+    learner, sampler = logs([0.2, 0.9, 0.1]), logs([0.1, 0.1, 0.4])
+    for level, expected in {"token": [2.0, 1.0, 0.25], "sequence": [0.5, 0.5, 0.5]}.items():
+        weights = importance_weights(learner, sampler, MIDDLE, level, "truncate", low=0.0, high=3.0)
+        assert weights.tolist()[0] == pytest.approx(expected), level
+
+
+def test_a_sampler_that_agrees_has_weights_of_exactly_one():
     logprobs = torch.tensor([[-0.1, -3.7, -41.3], [-2.3, -0.7, -1.1]])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
-    assert importance_weights(logprobs, logprobs, mask, level, method, 1.0, 1.0).tolist() == [[1.0] * 3] * 2
+    for level, method in product(["token", "sequence"], ["truncate", "mask"]):
+        weights = importance_weights(logprobs, logprobs, mask, level, method, 1.0, 1.0)
+        assert weights.tolist() == [[1.0] * 3] * 2, (level, method)
 
 
 def test_a_weight_at_its_bound_stays():
@@ -331,13 +349,9 @@ def test_a_weight_at_its_bound_stays():
     assert weights.tolist() == [[1.0, 1.0]]
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_weights_have_no_gradient(level):
-    logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    assert not importance_weights(logprobs, SAMPLED, WHOLE, level, "truncate", 0.0, 3.0).requires_grad
-
-
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_weights_of_far_apart_policies_are_finite(level):
-    weights = importance_weights(torch.zeros(1, 2), torch.full((1, 2), -400.0), WHOLE, level, "truncate", 0.0, math.inf)
-    assert bool(weights.isfinite().all())
+def test_weights_have_no_gradient_and_are_finite_between_far_apart_policies():
+    logprobs = torch.zeros(1, 2, requires_grad=True)
+    for level in ("token", "sequence"):
+        weights = importance_weights(logprobs, torch.full((1, 2), -400.0), WHOLE, level, "truncate", 0.0, math.inf)
+        assert bool(weights.isfinite().all()), level
+        assert not weights.requires_grad, level

@@ -1,9 +1,13 @@
-"""Losses, gradients and advantages against a slow reference that was written from the papers, in every combination."""
+"""Losses, gradients and advantages against a slow reference that was written from the papers.
+
+Rows are ragged and hold tokens that the policy did not sample; the slow reference never sees those.
+"""
 
 import random
 from itertools import product
 
 import pytest
+import slow_critic
 import slow_reference as slow
 import torch
 from conftest import quiet_trainer, tiny_spec
@@ -11,13 +15,15 @@ from tiny_rollouts import prompts_of
 
 from lit_rl.algorithms import GRPO
 from lit_rl.objectives import Correction, Objective
+from lit_rl.objectives.advantages import generalized_advantages, relative_advantages, token_rewards
 from lit_rl.objectives.aggregation import counted_sequences, token_weights
+from lit_rl.objectives.kl import kl_penalties
 from lit_rl.rollouts import Rollouts
 from lit_rl.types import TokenScores
 
-EMPTY, SINGLE, UNCOUNTED = 1, 2, 3
-"""Rows of no token, of one token, and left out of the loss."""
-WIDTH, LIMIT = 4, 7
+EMPTY, SINGLE, UNCOUNTED, FOREIGN = 1, 2, 3, 4
+"""Rows of no token, of one token, left out of the loss, and without a sampled token."""
+WIDTH, LIMIT = 5, 7
 KL_COEF, ENTROPY_COEF = 0.3, 0.2
 SEEDS = range(7)
 
@@ -39,26 +45,50 @@ CORRECTIONS = [Correction()] + [
 THRESHOLD = 0.1
 
 
+def sampled_places(lengths: list[int], draw: random.Random) -> torch.Tensor:
+    """(N, T) bool: in half of the rows others wrote some tokens, in the middle, at the start or at the end."""
+    places = torch.tensor([[t < length for t in range(WIDTH)] for length in lengths])
+    for row, length in enumerate(lengths):
+        for t in range(length):
+            if row == FOREIGN or (row % 2 == 0 and length > 2 and draw.random() < 0.4):
+                places[row, t] = False
+        if row != FOREIGN and length and not places[row].any():
+            places[row, draw.randrange(length)] = True
+    return places
+
+
+def kept(values: torch.Tensor, sampled: torch.Tensor) -> list[list]:
+    """The values of sampled tokens, row by row."""
+    return [row[places].tolist() for row, places in zip(values, sampled, strict=True)]
+
+
+def spread(rows: list[list[float]], sampled: torch.Tensor) -> torch.Tensor:
+    """(N, T) numbers of sampled tokens in their places, 0 elsewhere."""
+    values = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
+    return torch.zeros(sampled.shape, dtype=torch.float64).masked_scatter(sampled, values)
+
+
 class Batch:
-    """Random ragged rows, once as lists for the slow reference and once padded with numbers that must not count."""
+    """Random ragged rows, as lists for the slow reference and as tensors, which hold numbers elsewhere that must not count."""
 
     def __init__(self, seed: int, stepped: bool = True, focused: bool = False, referenced: bool = True) -> None:
         draw = random.Random(seed)
-        self.lengths = [draw.randint(2, WIDTH) for _ in range(7)] + [WIDTH]
-        self.lengths[EMPTY], self.lengths[SINGLE] = 0, 1
+        lengths = [draw.randint(2, WIDTH) for _ in range(7)] + [WIDTH]
+        lengths[EMPTY], lengths[SINGLE] = 0, 1
+        self.sampled = sampled_places(lengths, draw)
         self.logprobs, self.entropies = self.table(draw, -3, -0.5), self.table(draw, 0.1, 2)
         drift = torch.linspace(-0.3, 0.3, 8, dtype=torch.float64)[torch.tensor(draw.sample(range(8), 8)), None]
         sampler = self.logprobs + self.table(draw, -0.6, 0.6) + drift
         old = sampler + self.table(draw, -0.5, 0.5)
-        signs = torch.tensor([[draw.choice([-1, -1, 0, 1, 1]) for _ in range(WIDTH)] for _ in self.lengths])
+        signs = torch.tensor([[draw.choice([-1, -1, 0, 1, 1]) for _ in range(WIDTH)] for _ in lengths])
         advantages = self.table(draw, 0.2, 2) * signs
         reference, gradient_mask = self.logprobs + self.table(draw, -1, 1), self.table(draw, 0, 1) < 0.5
         self.rollouts = Rollouts(
             prompts_of([4], [5], [6], [7]),
-            group_size=2,
             completion_ids=torch.ones(8, WIDTH, dtype=torch.long),
-            lengths=torch.tensor(self.lengths),
+            lengths=torch.tensor(lengths),
             truncated=torch.zeros(8, dtype=torch.bool),
+            sampled=self.sampled,
             logprobs=sampler,
             entropies=self.entropies,
             temperature=torch.ones(8, dtype=torch.float64),
@@ -68,21 +98,18 @@ class Batch:
             gradient_mask=gradient_mask if focused else None,
             in_loss=torch.arange(8) != UNCOUNTED,
         )
-        rows = zip(*map(self.cut, (sampler, advantages, old, reference, gradient_mask)), strict=True)
+        columns = [kept(values, self.sampled) for values in (sampler, advantages, old, reference, gradient_mask)]
         self.rows = [
             slow.Row(s, a, o if stepped else None, r if referenced else [], f if focused else None, n != UNCOUNTED)
-            for n, (s, a, o, r, f) in enumerate(rows)
+            for n, (s, a, o, r, f) in enumerate(zip(*columns, strict=True))
         ]
 
     @staticmethod
     def table(draw: random.Random, low: float, high: float) -> torch.Tensor:
         return torch.tensor([[draw.uniform(low, high) for _ in range(WIDTH)] for _ in range(8)], dtype=torch.float64)
 
-    def cut(self, values: torch.Tensor) -> list[list]:
-        return [row[:length] for row, length in zip(values.tolist(), self.lengths, strict=True)]
-
     def leaves(self, values: torch.Tensor) -> list[list[torch.Tensor]]:
-        return [[torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in row] for row in self.cut(values)]
+        return [[torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in row] for row in kept(values, self.sampled)]
 
 
 Result = tuple[float, torch.Tensor, torch.Tensor]
@@ -90,7 +117,7 @@ Result = tuple[float, torch.Tensor, torch.Tensor]
 
 
 def fast(o: Objective, batch: Batch, entropy_coef: float) -> Result:
-    """What the library says."""
+    """Result of the library."""
     rows = batch.rollouts
     logprobs, entropies = batch.logprobs.clone().requires_grad_(), batch.entropies.clone().requires_grad_()
     mask = rows.loss_mask
@@ -103,11 +130,10 @@ def fast(o: Objective, batch: Batch, entropy_coef: float) -> Result:
 
 
 def expected(o: Objective, batch: Batch, entropy_coef: float) -> Result:
-    """What the slow reference says, with gradients of 0 behind a row's end."""
+    """Result of the slow reference, with gradients of 0 at tokens that were not sampled."""
 
     def gradient(leaves: list[list[torch.Tensor]]) -> torch.Tensor:
-        rows = [[0.0 if leaf.grad is None else float(leaf.grad) for leaf in row] for row in leaves]
-        return torch.tensor([row + [0.0] * (WIDTH - len(row)) for row in rows], dtype=torch.float64)
+        return spread([[0.0 if leaf.grad is None else float(leaf.grad) for leaf in row] for row in leaves], batch.sampled)
 
     logprobs, entropies = batch.leaves(batch.logprobs), batch.leaves(batch.entropies)
     loss = slow.step_loss(o, batch.rows, logprobs, entropies, KL_COEF, entropy_coef, LIMIT)
@@ -125,8 +151,12 @@ def assert_agree(o: Objective, batch: Batch, entropy_coef: float) -> None:
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("name", SURROGATES)
 def test_loss_and_gradient_are_those_of_the_slow_reference(name, aggregation):
-    combinations = product(KLS, CORRECTIONS, [0.0, THRESHOLD], [0.0, ENTROPY_COEF], [False, True])
-    for number, (kl, correction, threshold, entropy_coef, focused) in enumerate(combinations):
+    """Every KL with every correction; the options that are independent of both are drawn."""
+    draw = random.Random(f"{name} {aggregation}")
+    for number, (kl, correction) in enumerate(product(KLS, CORRECTIONS)):
+        threshold, entropy_coef, focused = (
+            draw.choice(pair) for pair in ([0.0, THRESHOLD], [0.0, ENTROPY_COEF], [False, True])
+        )
         options = {"correction": correction, "off_policy_threshold": threshold, **(kl or {}), **SURROGATES[name]}
         # On every third batch the learner has not taken a step yet.
         batch = Batch(number % len(SEEDS), stepped=number % 3 > 0, focused=focused, referenced=kl is not None)
@@ -139,18 +169,17 @@ def test_a_row_of_one_advantage_has_the_gradient_of_the_sequence_ratio_itself():
     for seed in SEEDS:
         batch = Batch(seed, referenced=False)
         batch.rollouts.advantages = batch.rollouts.advantages[:, :1].expand(-1, WIDTH)
-        leaves, total, rows = batch.leaves(batch.logprobs), 0, [n for n in range(8) if n not in (EMPTY, UNCOUNTED)]
+        leaves, total = batch.leaves(batch.logprobs), 0
+        rows = [n for n in range(8) if n not in (EMPTY, UNCOUNTED, FOREIGN)]
         for n in rows:
-            old, a = batch.rows[n].sampler, batch.rows[n].advantages[0]
+            old, a = batch.rows[n].sampler, float(batch.rollouts.advantages[n, 0])
             s = torch.exp(sum(new - before for new, before in zip(leaves[n], old, strict=True)) / len(old))
             total = total - torch.minimum(s * a, s.clamp(1 - o.clip_low, 1 + o.clip_high) * a)
         (total / len(rows)).backward()
         loss, gradient, _ = fast(o, batch, 0.0)
         assert loss == pytest.approx(float(total.detach()) / len(rows), abs=1e-10)
-        for n in rows:
-            assert gradient[n, : batch.lengths[n]].tolist() == pytest.approx(
-                [float(leaf.grad) for leaf in leaves[n]], abs=1e-10
-            )
+        slopes = [[0.0 if leaf.grad is None else float(leaf.grad) for leaf in row] for row in leaves]
+        torch.testing.assert_close(gradient, spread(slopes, batch.sampled), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -168,7 +197,7 @@ def test_the_objective_does_not_depend_on_the_default_dtype(name):
     assert torch.equal(after[1], before[1])
 
 
-# --- what the batches hold ---------------------------------------------------------------------------------------
+# --- contents of the batches ---------------------------------------------------------------------------------------
 
 
 def counted_tokens(values: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -178,7 +207,7 @@ def counted_tokens(values: torch.Tensor, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["clip", "dual clip", "clip by sequence", "cispo"])
 def test_ratios_lie_on_both_sides_of_the_bounds_for_advantages_of_both_signs_and_zero(name):
     o, seen = Objective(**SURROGATES[name]), set()
-    for seed in SEEDS:
+    for seed in range(12):
         batch = Batch(seed)
         for row, logprobs in zip(batch.rows, batch.leaves(batch.logprobs), strict=True):
             if row.in_loss and row.sampler:
@@ -188,13 +217,25 @@ def test_ratios_lie_on_both_sides_of_the_bounds_for_advantages_of_both_signs_and
     assert seen == set(product(range(4 if o.dual_clip else 3), [-1, 0, 1]))
 
 
-@pytest.mark.parametrize("c", CORRECTIONS[1:])
-def test_weights_of_the_sampler_lie_on_both_sides_of_their_bounds(c):
-    wide = Correction("truncate", c.level, 0.0, 1e9)
-    weights = [
-        w for seed in SEEDS for row in Batch(seed).rows if row.in_loss for w in slow.sampler_weights(wide, row.old, row.sampler)
-    ]
-    assert {(w < c.low) - (w > c.high) for w in weights} == {-1, 0, 1}
+def test_weights_of_the_sampler_lie_on_both_sides_of_their_bounds():
+    rows = [row for seed in SEEDS for row in Batch(seed).rows if row.in_loss]
+    for c in CORRECTIONS[1:]:
+        wide = Correction("truncate", c.level, 0.0, 1e9)
+        weights = [w for row in rows for w in slow.sampler_weights(wide, row.old, row.sampler)]
+        assert {(w < c.low) - (w > c.high) for w in weights} == {-1, 0, 1}, c
+
+
+def test_others_wrote_tokens_at_the_start_in_the_middle_and_at_the_end():
+    seen = set()
+    for seed in SEEDS:
+        for row, mask in zip(Batch(seed).sampled.tolist(), Batch(seed).rollouts.mask.tolist(), strict=True):
+            places = [t for t in range(WIDTH) if row[t]]
+            seen |= {
+                "start" if t < places[0] else "end" if t > places[-1] else "middle"
+                for t in range(WIDTH)
+                if places and mask[t] and not row[t]
+            }
+    assert seen == {"start", "middle", "end"}
 
 
 def test_some_rows_have_drifted_and_some_have_not():
@@ -204,7 +245,7 @@ def test_some_rows_have_drifted_and_some_have_not():
     assert set(bad) == {True, False}
 
 
-def test_figures_are_the_shares_and_means_that_their_names_say():
+def test_metrics_are_the_shares_and_means_that_their_names_say():
     o = Objective(off_policy_threshold=THRESHOLD, correction=CORRECTIONS[1], **SURROGATES["clip"])
     for seed in SEEDS:
         batch = Batch(seed)
@@ -233,55 +274,93 @@ SCALED = [*product(["group", "leave_one_out", "phantom_zero"], ["group", "batch"
 SCALED += [("batch", "batch"), ("batch", "none"), ("none", "none")]
 
 
+SIZES = [4, 1, 3, 2, 4, 1]
+"""Rows of the groups; the rewards of the first group are equal."""
+
+
 def scored_rollouts(seed: int) -> Rollouts:
-    """Three groups of four ragged rows, one empty, one left out of the loss; the rewards of the first group are equal."""
-    draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, WIDTH + 1, (12,), generator=draw)
+    """Ragged rows in groups of several sizes and prompts, in any order; some tokens not sampled, a row not in the loss."""
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    rows = sum(SIZES)
+    lengths = [draw.randint(1, WIDTH) for _ in range(rows)]
     lengths[EMPTY], lengths[-1] = 0, WIDTH
-    mask = torch.arange(WIDTH) < lengths[:, None]
-    first, second, third = (torch.rand(12, WIDTH, generator=draw, dtype=torch.float64) * mask for _ in range(3))
-    rewards = torch.randint(0, 3, (12,), generator=draw).double() / 3
-    rewards[:4] = 0.1
+    sampled = sampled_places(lengths, draw)
+    first, second, third = (torch.rand(rows, WIDTH, generator=generator, dtype=torch.float64) for _ in range(3))
+    group = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))[torch.randperm(rows, generator=generator)]
+    rewards = torch.randint(0, 3, (rows,), generator=generator).double() / 3
+    rewards[group == 0] = 0.1
     return Rollouts(
-        prompts_of([4], [5], [6]),
-        group_size=4,
-        completion_ids=torch.ones(12, WIDTH, dtype=torch.long),
-        lengths=lengths,
-        truncated=lengths == WIDTH,
+        prompts_of(*[[4]] * rows),
+        prompt=torch.arange(rows),
+        group=group,
+        completion_ids=torch.ones(rows, WIDTH, dtype=torch.long),
+        lengths=torch.tensor(lengths),
+        truncated=torch.tensor(lengths) == WIDTH,
+        sampled=sampled,
         logprobs=-first,
         entropies=third,
-        temperature=torch.ones(12, dtype=torch.float64),
+        temperature=torch.ones(rows, dtype=torch.float64),
         rewards=rewards,
         ref_logprobs=-second,
-        in_loss=torch.arange(12) != UNCOUNTED,
+        in_loss=torch.arange(rows) != UNCOUNTED,
     )
 
 
+def slow_penalties(rollouts: Rollouts, estimator: str) -> list[list[float]]:
+    """KL penalties of the sampled tokens."""
+    columns = (kept(values, rollouts.sampled) for values in (rollouts.logprobs, rollouts.ref_logprobs))
+    return [
+        [KL_COEF * slow.kl(estimator, torch.tensor(p, dtype=torch.float64), q).item() for p, q in zip(*row, strict=True)]
+        for row in zip(*columns, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(("baseline", "scale"), SCALED)
-def test_advantages_are_those_of_the_slow_reference(tmp_path, baseline, scale):
-    for seed, estimator, kl_in, negative in product(SEEDS, ["k1", "k2", "k3"], ["loss", "reward"], [1.0, 0.4]):
-        o = Objective(kl_estimator=estimator, kl_in=kl_in)
-        module = GRPO(
-            tiny_spec(),
-            group_size=4,
-            baseline=baseline,
-            advantage_scale=scale,
-            negative_weight=negative,
-            objective=o,
-            kl_coef=KL_COEF,
-        )
-        module.trainer = quiet_trainer(tmp_path)
+def test_advantages_are_those_of_the_slow_reference(baseline, scale):
+    for seed, estimator in product(SEEDS, [None, "k1", "k3"]):
         rollouts = scored_rollouts(seed)
-        penalties = [
-            [KL_COEF * slow.kl(estimator, p, q.item()).item() * (kl_in == "reward") for p, q in zip(*row, strict=True)]
-            for row in (
-                (p[:length], q[:length])
-                for p, q, length in zip(rollouts.logprobs, rollouts.ref_logprobs, rollouts.lengths.tolist(), strict=True)
-            )
+        counted = rollouts.in_loss.tolist()
+        penalties, paid = torch.zeros_like(rollouts.logprobs), [[0.0] * int(n) for n in rollouts.sampled.sum(1)]
+        if estimator:
+            penalties = KL_COEF * kl_penalties(rollouts.logprobs, rollouts.ref_logprobs, estimator) * rollouts.sampled
+            paid = slow_penalties(rollouts, estimator)
+        found = relative_advantages(rollouts, penalties, baseline, scale, lambda each: each, lambda each: each)
+        expected = slow.token_advantages(baseline, scale, rollouts.group.tolist(), rollouts.rewards.tolist(), paid, counted)
+        message = f"seed {seed}, {estimator}"
+        assert torch.allclose(found * rollouts.loss_mask, spread(expected, rollouts.sampled), rtol=0, atol=1e-10), message
+
+
+def test_a_module_weighs_negative_advantages_of_rewards_less_the_kl(tmp_path):
+    o = Objective(kl_estimator="k2", kl_in="reward")
+    module = GRPO(
+        tiny_spec(), baseline="leave_one_out", advantage_scale="none", negative_weight=0.4, objective=o, kl_coef=KL_COEF
+    )
+    module.trainer = quiet_trainer(tmp_path)
+    rollouts = scored_rollouts(0)
+    columns = rollouts.rewards.tolist(), slow_penalties(rollouts, "k2"), rollouts.in_loss.tolist()
+    expected = spread(slow.token_advantages("leave_one_out", "none", rollouts.group.tolist(), *columns), rollouts.sampled)
+    module.add_advantages(rollouts)
+    weighted = torch.where(expected < 0, 0.4 * expected, expected)
+    torch.testing.assert_close(rollouts.advantages, weighted, rtol=0, atol=1e-10)
+
+
+def test_generalized_advantages_step_over_tokens_that_were_not_sampled():
+    for seed, gamma, lam in product(range(3), [1.0, 0.9], [0.0, 0.5, 1.0]):
+        rollouts, draw = scored_rollouts(seed), torch.Generator().manual_seed(seed)
+        values = torch.rand(rollouts.sampled.shape, generator=draw, dtype=torch.float64)
+        bootstrap = torch.rand(len(rollouts), generator=draw, dtype=torch.float64) * rollouts.truncated
+        penalties = kl_penalties(rollouts.logprobs, rollouts.ref_logprobs, "k1")
+        rewards = token_rewards(rollouts.rewards, penalties, rollouts.sampled)
+        found = generalized_advantages(rewards, values, bootstrap, rollouts.sampled, gamma, lam)
+        rows = zip(
+            rollouts.rewards.tolist(),
+            kept(penalties, rollouts.sampled),
+            kept(values, rollouts.sampled),
+            bootstrap.tolist(),
+            strict=True,
+        )
+        expected = [
+            slow_critic.generalized(slow_critic.token_rewards(reward, paid), own, after, gamma, lam)
+            for reward, paid, own, after in rows
         ]
-        rewards, counted = rollouts.rewards.tolist(), rollouts.in_loss.tolist()
-        module.add_advantages(rollouts)
-        found = slow.token_advantages(baseline, scale, 4, rewards, penalties, counted)
-        for n, row in enumerate(found):
-            weighted = [a * negative if a < 0 else a for a in row]
-            assert rollouts.advantages[n].tolist() == pytest.approx(weighted + [0.0] * (WIDTH - len(row)), abs=1e-10)
+        torch.testing.assert_close(found, spread(expected, rollouts.sampled), rtol=0, atol=1e-10)

@@ -1,4 +1,4 @@
-"""What becomes of completions that are too long."""
+"""Treatment of completions that are too long."""
 
 import pytest
 import torch
@@ -18,7 +18,6 @@ def rollouts() -> Rollouts:
     zeros = torch.zeros(4, LIMIT)
     return Rollouts(
         prompts,
-        4,
         completion_ids=zeros.long(),
         lengths=lengths,
         truncated=torch.tensor([False, False, False, True]),
@@ -39,22 +38,11 @@ def applied(action: str, **options) -> Rollouts:
 # --- the penalty -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("length", "penalty"),
-    [
-        # Nothing up to 100 - 20 = 80, then (80 - length) / 20.
-        (1, 0.0),
-        (79, 0.0),
-        (80, 0.0),
-        (81, -0.05),
-        (85, -0.25),
-        (90, -0.5),
-        (100, -1.0),
-        (120, -1.0),
-    ],
-)
-def test_the_penalty_grows_over_the_buffer(length, penalty):
-    assert soft_overlong_penalty(torch.tensor([length]), limit=100, buffer=20).tolist() == pytest.approx([penalty])
+def test_the_penalty_grows_over_the_buffer():
+    # Nothing up to 100 - 20 = 80, then (80 - length) / 20.
+    penalties = {1: 0.0, 79: 0.0, 80: 0.0, 81: -0.05, 85: -0.25, 90: -0.5, 100: -1.0, 120: -1.0}
+    computed = soft_overlong_penalty(torch.tensor(list(penalties)), limit=100, buffer=20)
+    assert computed.tolist() == pytest.approx(list(penalties.values()))
 
 
 def test_a_buffer_as_long_as_the_limit_penalizes_every_token():

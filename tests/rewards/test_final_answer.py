@@ -1,16 +1,14 @@
-"""Final answers: numbers by exact value behind the last marker, expressions by their mathematics, from completions alone."""
+"""Final answers: numbers by exact value after the last marker, expressions by their mathematics, from completions alone."""
 
 import json
 import threading
-import time
 from fractions import Fraction
-from types import SimpleNamespace
 
 import pytest
-import torch
 from math_runs import real_file
+from tiny_rollouts import completions_of
 
-from lit_rl.rewards import FinalNumber, MathAnswer
+from lit_rl.rewards import FinalNumber, MathAnswer, math_judge
 from lit_rl.rewards.final_answer import read_value
 from lit_rl.rewards.math_judge import MathJudge, equal_answers
 from lit_rl.types import Sample
@@ -27,50 +25,41 @@ def right(reward, text, reference):
     return reward.is_right(reward.read(text, sample), sample)
 
 
-def rollouts_of(texts, samples, truncated):
-    """What a reward reads of rollouts, two completions a prompt."""
-    return SimpleNamespace(
-        texts=texts, truncated=torch.tensor(truncated), group_size=2, prompts=SimpleNamespace(samples=samples)
-    )
-
-
 # --- FinalNumber -----------------------------------------------------------------------------------------------------
 
+VALUES = {
+    "1,000": 1000,
+    "12,345,678": 12345678,
+    "42.": 42,
+    " $18": 18,
+    "-3": -3,
+    "-$3": -3,
+    "$-3": -3,
+    "+3": 3,
+    "3.50": Fraction(7, 2),
+    "3.141": Fraction(3141, 1000),
+    "0.125": Fraction(1, 8),
+    ".5": Fraction(1, 2),
+    "1/2": Fraction(1, 2),
+    "1,000.25": Fraction(4001, 4),
+    "007": 7,
+    "18 dollars": 18,
+    "60%": 60,
+    "$18$.\n": 18,
+}
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1,000", 1000),
-        ("12,345,678", 12345678),
-        ("42.", 42),
-        (" $18", 18),
-        ("-3", -3),
-        ("-$3", -3),
-        ("$-3", -3),
-        ("+3", 3),
-        ("3.50", Fraction(7, 2)),
-        ("3.141", Fraction(3141, 1000)),
-        ("0.125", Fraction(1, 8)),
-        (".5", Fraction(1, 2)),
-        ("1/2", Fraction(1, 2)),
-        ("1,000.25", Fraction(4001, 4)),
-        ("007", 7),
-        ("18 dollars", 18),
-        ("60%", 60),
-        ("$18$.\n", 18),
-    ],
-)
-def test_a_number_has_the_value_that_it_says(text, value):
-    assert read_value(text) == value
+
+def test_a_number_has_the_value_that_it_says():
+    assert {text: read_value(text) for text in VALUES} == VALUES
 
 
 NO_NUMBER = ["", " ", "none", "nan", "inf", "--3", "1/0", "½", "٣", "about 18", "9" * 2000]
 TWO_NUMBERS = ["5 - 3", "5-3", "1e1", "1,00", "1,0000", "1.000,50", "2 1/2", "2½", "1/2/3", "3.4.5", "18\nNo, it is 19"]
 
 
-@pytest.mark.parametrize("text", NO_NUMBER + TWO_NUMBERS)
-def test_a_text_that_is_not_one_number_has_no_value(text):
-    assert read_value(text) is None
+def test_a_text_that_is_not_one_number_has_no_value():
+    for text in NO_NUMBER + TWO_NUMBERS:
+        assert read_value(text) is None, text
 
 
 def test_the_last_marker_of_the_completion_counts():
@@ -83,7 +72,7 @@ def test_a_completion_without_the_marker_is_wrong_whatever_the_prompt_quotes():
     assert NUMBER.read("42", problem("42", prompt="Answer: ####")) is None
 
 
-def test_another_number_behind_the_answer_makes_it_wrong():
+def test_another_number_after_the_answer_makes_it_wrong():
     assert not right(NUMBER, "#### 18 or 19", "18")
 
 
@@ -94,17 +83,17 @@ def test_a_gold_answer_with_thousands_is_compared_by_value():
 
 def test_rows_are_judged_by_their_own_sample_and_truncated_ones_are_wrong():
     samples = [problem("3"), problem("4")]
-    rollouts = rollouts_of(["#### 3", "#### 4", "#### 4", "#### 4"], samples, [False, False, False, True])
+    rollouts = completions_of(samples, ["#### 3", "#### 4", "#### 4", "#### 4"], [False, False, False, True])
     assert NUMBER.score(rollouts).tolist() == [1, 0, 1, 0]
 
 
 def test_equal_values_are_one_answer_of_a_majority_vote():
-    rollouts = rollouts_of(["#### 1,000", "#### $1000."], [problem("7")], [False, False])
+    rollouts = completions_of([problem("7")], ["#### 1,000", "#### $1000."])
     assert len(set(NUMBER.answers(rollouts))) == 1
 
 
-def test_a_reference_that_is_no_number_is_refused_by_its_sample():
-    with pytest.raises(ValueError, match=r"reference 'x\+1' of sample 5 is no number.*MathAnswer"):
+def test_a_reference_that_is_not_a_number_is_refused_by_its_sample():
+    with pytest.raises(ValueError, match=r"reference 'x\+1' of sample 5 is not a number.*MathAnswer"):
         NUMBER.is_right(Fraction(1), problem("x+1", number=5))
 
 
@@ -120,27 +109,26 @@ def test_the_gold_of_every_real_solution_is_read(name, count):
 # --- MathAnswer -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("reference", "answer"),
-    [
-        (r"\frac{1}{2}", "0.5"),
-        ("x+1", "1+x"),
-        (r"2\sqrt{2}", r"\sqrt{8}"),
-        ("(1,2)", "(1, 2)"),
-        (r"\{1,2\}", r"\{2,1\}"),
-        ("1000", "1,000"),
-        ("5", "x=5"),
-    ],
-)
-def test_equal_expressions_are_right(reference, answer):
-    assert right(BOXED, rf"So \boxed{{{answer}}}.", reference)
+EQUAL = [
+    (r"\frac{1}{2}", "0.5"),
+    ("x+1", "1+x"),
+    (r"2\sqrt{2}", r"\sqrt{8}"),
+    ("(1,2)", "(1, 2)"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    ("1000", "1,000"),
+    ("5", "x=5"),
+]
+UNEQUAL = [("5", "6"), (r"\frac{1}{2}", "1"), ("(1,2)", "(2,1)"), ("5", "5, 6"), ("x", ""), ("3", r"\{")]
 
 
-@pytest.mark.parametrize(
-    ("reference", "answer"), [("5", "6"), (r"\frac{1}{2}", "1"), ("(1,2)", "(2,1)"), ("5", "5, 6"), ("x", ""), ("3", r"\{")]
-)
-def test_other_expressions_are_wrong(reference, answer):
-    assert not right(BOXED, rf"So \boxed{{{answer}}}.", reference)
+def test_equal_expressions_are_right():
+    for reference, answer in EQUAL:
+        assert right(BOXED, rf"So \boxed{{{answer}}}.", reference), answer
+
+
+def test_other_expressions_are_wrong():
+    for reference, answer in UNEQUAL:
+        assert not right(BOXED, rf"So \boxed{{{answer}}}.", reference), answer
 
 
 def test_the_last_box_counts_and_its_braces_balance():
@@ -148,33 +136,31 @@ def test_the_last_box_counts_and_its_braces_balance():
     assert BOXED.read("The answer is 1.", problem("1")) is None
 
 
-def test_equal_texts_are_equal_even_where_no_judge_can_read_them():
+def test_equal_texts_are_equal_even_if_no_judge_can_read_them():
     text = r"\text{the prime numbers} \{" + "p" * 2000
     assert equal_answers(text, text)
     assert not equal_answers(text, text + "p")
 
 
-def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_one_is_judged():
-    judge, start = MathJudge(seconds=1.0), time.perf_counter()
+def test_an_answer_that_takes_for_ever_is_wrong_and_another_judge_is_started_for_the_next_one():
+    judge = MathJudge(seconds=2.0)
     assert not judge.equal("5", "9^{9^{9^{9^{9}}}}-9^{9^{9^{9^{9}}}}+9^{9^{9}}")
-    assert time.perf_counter() - start < 30
     assert judge.equal("5", "2+3")
 
 
 def test_answers_are_judged_in_a_thread_too():
     verdicts = []
-    thread = threading.Thread(target=lambda: verdicts.append(MathJudge().equal(r"\frac{3}{6}", "0.5")))
+    thread = threading.Thread(target=lambda: verdicts.append(equal_answers(r"\frac{3}{6}", "0.5")))
     thread.start()
     thread.join()
     assert verdicts == [True]
 
 
 def test_a_judge_that_was_killed_is_started_again():
-    judge = MathJudge()
-    assert judge.equal("1", "1.0")
-    judge._process.kill()
-    judge._process.wait()
-    assert judge.equal("1", "1.0")
+    assert equal_answers("1", "1.0")
+    math_judge._JUDGE._process.kill()
+    math_judge._JUDGE._process.wait()
+    assert equal_answers("1", "1.00")
 
 
 def test_a_judge_that_does_not_start_is_an_error_and_no_verdict(monkeypatch):

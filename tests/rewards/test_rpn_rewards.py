@@ -1,18 +1,17 @@
-"""What earns a reward in modular arithmetic, what tries to and does not, and what the system before this one paid for."""
+"""Rewards of modular arithmetic: what earns one, what tries to and does not, and what the seed's rewards got wrong."""
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_rollouts import completions_of
 
-from lit_rl.algorithms import SFT
-from lit_rl.evaluation import Evaluation
-from lit_rl.models import PolicySpec
 from lit_rl.rewards import RPNAnswer, RPNFormat, RPNProgress, RPNReward
 from lit_rl.rewards.base import score_rollouts
 from lit_rl.rollouts import Rollouts
+from lit_rl.sampling.renderer import Renderer
 from lit_rl.tasks.rpn import RPNGrammar
 from lit_rl.tasks.rpn_problems import RPNProblems
-from lit_rl.types import PromptBatch, Sample
+from lit_rl.tasks.tokenizers import rpn_tokenizer
+from lit_rl.types import Sample
 
 TWO_STEPS = Sample("<boe> 2 3 + 4 +", "= 5 4 + = 9", "9", 7)
 ONE_STEP = Sample("<boe> 2 3 +", "= 5", "5", 8)
@@ -65,18 +64,8 @@ FORMLESS = [
 ]
 
 
-def rollouts_of(samples: list[Sample], texts: list[str], truncated: list[bool] | None = None) -> Rollouts:
-    """Decoded completions as rollouts; the tokens themselves play no part."""
-    prompts = PromptBatch.pad([[1] for _ in samples], [[] for _ in samples], samples, 0)
-    rows = len(texts)
-    zeros = torch.zeros(rows, 1)
-    cut = torch.tensor(truncated or [False] * rows)
-    ones = torch.ones(rows).long()
-    return Rollouts(prompts, rows // len(samples), zeros.long(), ones, cut, zeros, zeros, torch.ones(rows), texts=texts)
-
-
 def paid(reward, text: str, sample: Sample = TWO_STEPS, truncated: bool = False) -> float:
-    rollouts = rollouts_of([sample], [text], [truncated])
+    rollouts = completions_of([sample], [text], [truncated])
     score_rollouts(reward, rollouts)
     return float(rollouts.rewards)
 
@@ -84,17 +73,16 @@ def paid(reward, text: str, sample: Sample = TWO_STEPS, truncated: bool = False)
 # --- RPNFormat -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["= 9", "= 0", "= 12", "= 5 4 + = 9", "= 5 4 + = 8", "= 2 3 + 4 + = 5 4 + = 9", "= + + = 9"])
-def test_one_value_at_the_end_has_the_format(text):
-    assert paid(RPNFormat(), text) == 1
+def test_one_value_at_the_end_has_the_format():
+    texts = ["= 9", "= 0", "= 12", "= 5 4 + = 9", "= 5 4 + = 8", "= 2 3 + 4 + = 5 4 + = 9", "= + + = 9"]
+    assert RPNFormat().score(completions_of([TWO_STEPS], texts)).tolist() == [1.0] * len(texts)
 
 
-@pytest.mark.parametrize("text", FORMLESS)
-def test_everything_else_has_not_and_is_no_answer(text):
-    assert paid(RPNFormat(), text) == 0
-    assert paid(RPNAnswer(derivation=False), text) == 0
-    assert paid(RPNAnswer(), text) == 0
-    assert paid(RPNReward(), text) == 0
+def test_everything_else_has_not_and_is_no_answer():
+    rollouts = completions_of([TWO_STEPS], FORMLESS)
+    for reward in (RPNFormat(), RPNAnswer(derivation=False), RPNAnswer(), RPNReward()):
+        paid = dict(zip(FORMLESS, reward.score(rollouts).tolist(), strict=True))
+        assert paid == dict.fromkeys(FORMLESS, 0.0), type(reward).__name__
 
 
 def test_a_truncated_completion_has_no_format():
@@ -111,111 +99,105 @@ def test_the_modulus_bounds_the_value():
 # --- RPNAnswer ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("sample", "text"),
-    [
-        (TWO_STEPS, "= 5 4 + = 9"),
-        (ONE_STEP, "= 5"),
-        (ZERO, "= 0 0 + = 0"),
-        (PAIR, "= 5 9 + = 1"),
-        (PAIR, "= 5 4 5 + + = 5 9 + = 1"),  # one triple at a time
-        (PAIR, "= 2 3 + 9 + = 5 9 + = 1"),
-    ],
-)
-def test_a_whole_derivation_is_right(sample, text):
-    assert paid(RPNAnswer(), text, sample) == 1
+WHOLE = [
+    (TWO_STEPS, "= 5 4 + = 9"),
+    (ONE_STEP, "= 5"),
+    (ZERO, "= 0 0 + = 0"),
+    (PAIR, "= 5 9 + = 1"),
+    (PAIR, "= 5 4 5 + + = 5 9 + = 1"),  # one triple at a time
+    (PAIR, "= 2 3 + 9 + = 5 9 + = 1"),
+]
+OTHER_WAYS = [
+    (TWO_STEPS, "= 9"),  # in one step
+    (TWO_STEPS, "= 5 4 + = 5 4 + = 9"),  # repeated
+    (TWO_STEPS, "= 2 3 + 4 + = 5 4 + = 9"),  # the prompt copied
+    (TWO_STEPS, "= 6 4 + = 9"),
+    (TWO_STEPS, "= 6 3 + = 9"),  # a false step, then a true one
+    (TWO_STEPS, "= 2 7 + = 9"),  # the right value by another law
+    (TWO_STEPS, "= 4 5 + = 9"),
+    (TWO_STEPS, "= 5 4 + = 4 5 + = 9"),
+    (TWO_STEPS, "= + + = 9"),
+    (ZERO, "= 0"),
+    (ZERO, "= 0 0 + = 0 0 + = 0"),
+    (PAIR, "= 5 9 + = 5 4 5 + + = 5 9 + = 1"),  # back and forth
+]
 
 
-@pytest.mark.parametrize(
-    ("sample", "text"),
-    [
-        (TWO_STEPS, "= 9"),  # in one step
-        (TWO_STEPS, "= 5 4 + = 5 4 + = 9"),  # repeated
-        (TWO_STEPS, "= 2 3 + 4 + = 5 4 + = 9"),  # the prompt copied
-        (TWO_STEPS, "= 6 4 + = 9"),
-        (TWO_STEPS, "= 6 3 + = 9"),  # a false step, then a true one
-        (TWO_STEPS, "= 2 7 + = 9"),  # the right value by another law
-        (TWO_STEPS, "= 4 5 + = 9"),
-        (TWO_STEPS, "= 5 4 + = 4 5 + = 9"),
-        (TWO_STEPS, "= + + = 9"),
-        (ZERO, "= 0"),
-        (ZERO, "= 0 0 + = 0 0 + = 0"),
-        (PAIR, "= 5 9 + = 5 4 5 + + = 5 9 + = 1"),  # back and forth
-    ],
-)
-def test_the_right_value_by_other_ways_is_no_derivation(sample, text):
-    assert paid(RPNAnswer(), text, sample) == 0
-    assert paid(RPNAnswer(derivation=False), text, sample) == 1
+def test_a_whole_derivation_is_right():
+    for sample, text in WHOLE:
+        assert paid(RPNAnswer(), text, sample) == 1, text
 
 
-@pytest.mark.parametrize("text", ["= 5 4 + = 8", "= 8", "= 5 4 + = 0"])
-def test_a_wrong_value_is_wrong_either_way(text):
-    assert paid(RPNAnswer(), text) == 0
-    assert paid(RPNAnswer(derivation=False), text) == 0
+def test_the_right_value_by_other_ways_is_not_a_derivation():
+    for sample, text in OTHER_WAYS:
+        assert paid(RPNAnswer(), text, sample) == 0, text
+        assert paid(RPNAnswer(derivation=False), text, sample) == 1, text
+
+
+def test_a_wrong_value_is_wrong_either_way():
+    for text in ("= 5 4 + = 8", "= 8", "= 5 4 + = 0"):
+        assert paid(RPNAnswer(), text) == 0, text
+        assert paid(RPNAnswer(derivation=False), text) == 0, text
 
 
 def test_every_completion_is_compared_with_its_own_prompt():
-    rollouts = rollouts_of([TWO_STEPS, ONE_STEP], ["= 5 4 + = 9", "= 5", "= 5 4 + = 9", "= 5"])
+    rollouts = completions_of([TWO_STEPS, ONE_STEP], ["= 5 4 + = 9", "= 5", "= 5 4 + = 9", "= 5"])
     assert RPNAnswer().score(rollouts).tolist() == [1, 0, 0, 1]
     assert RPNProgress().score(rollouts).tolist() == [1, 0, 0, 1]
 
 
-def test_evaluation_counts_exact_answers_and_votes_by_value():
-    rollouts = rollouts_of([TWO_STEPS], ["= 9", "= 5 4 + = 9", "= 8", "= 9"], [False, False, False, True])
-    correct = RPNAnswer(derivation=False)
-    assert correct.answers(rollouts) == ["9", "9", "8", None]
+def test_answers_of_an_evaluation_are_values_whatever_leads_to_them():
+    rollouts = completions_of([TWO_STEPS], ["= 9", "= 5 4 + = 9", "= 8", "= 9"], [False, False, False, True])
+    assert RPNAnswer(derivation=False).answers(rollouts) == ["9", "9", "8", None]
     assert RPNAnswer().answers(rollouts) == ["9", "9", "8", None]
-    evaluation = Evaluation(correct=correct, samples=4)
-    evaluation._count(rollouts)
-    evaluation._count_samples(rollouts)
-    metrics = evaluation.compute()
-    assert [metrics[name] for name in ("accuracy", "pass@1", "pass@4", "maj@4")] == [0.5, 0.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("reward", "sample"),
-    [
-        (RPNAnswer(7, derivation=False), Sample("<boe> 5 6 +", "", "11", 7)),  # 4 modulo 7
-        (RPNAnswer(), Sample("<boe> 60 70 +", "", "17", 7)),  # of modulus 113
-        (RPNAnswer(), Sample("<boe> 2 3 + +", "", "5", 7)),
-        (RPNAnswer(), Sample("<boe> 5", "", "5", 7)),
-        (RPNProgress(), Sample("<bos><big>1+2<answer>", "", "3", 7)),
-        (RPNReward(), Sample("<boe> 2 3 +", "", "", 7)),
-    ],
-)
-def test_data_of_another_modulus_or_task_are_refused_in_one_line(reward, sample):
-    with pytest.raises(ValueError, match=r"the reference '\d*' of sample 7 is not the value of .* set modulus [^\n]*RPN\.$"):
-        paid(reward, "= 5", sample)
+OF_OTHER_DATA = [
+    (RPNAnswer(7, derivation=False), Sample("<boe> 5 6 +", "", "11", 7)),  # 4 modulo 7
+    (RPNAnswer(), Sample("<boe> 60 70 +", "", "17", 7)),  # of modulus 113
+    (RPNAnswer(), Sample("<boe> 2 3 + +", "", "5", 7)),
+    (RPNAnswer(), Sample("<boe> 5", "", "5", 7)),
+    (RPNProgress(), Sample("<bos><big>1+2<answer>", "", "3", 7)),
+    (RPNReward(), Sample("<boe> 2 3 +", "", "", 7)),
+]
+
+
+def test_data_of_another_modulus_or_task_are_refused_in_one_line():
+    for reward, sample in OF_OTHER_DATA:
+        with pytest.raises(
+            ValueError, match=r"the reference '\d*' of sample 7 is not the value of .* set modulus [^\n]*RPN\.$"
+        ):
+            paid(reward, "= 5", sample)
 
 
 # --- RPNProgress ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("sample", "text", "share"),
-    [
-        (TWO_STEPS, "= 5 4 + = 9", 1),
-        (TWO_STEPS, "= 5 4 + = 8", 1 / 2),
-        (TWO_STEPS, "= 5 4 +", 1 / 2),
-        (TWO_STEPS, "= 5 4 + = 5 4 + = 9", 1 / 2),  # what stands behind a repetition earns nothing
-        (TWO_STEPS, "= 6 4 + = 10", 0),
-        (TWO_STEPS, "= 9", 0),
-        (TWO_STEPS, "= 2 3 + 4 + = 5 4 + = 9", 0),
-        (TWO_STEPS, "5 4 + = 9", 0),
-        (TWO_STEPS, "", 0),
-        (TWO_STEPS, "= 5 4 + = 9 = 9 = 9", 1),
-        (PAIR, "= 5 4 5 + +", 1 / 3),
-        (PAIR, "= 5 9 +", 2 / 3),
-        (PAIR, "= 5 4 5 + + = 5 9 + = 2", 2 / 3),
-        (PAIR, "= 5 9 + = 1", 1),
-        (ZERO, "= 0", 0),
-        (ZERO, "= 0 = 0 = 0", 0),
-        (ZERO, "0 = 0", 0),
-        (ZERO, "= 0 0 + = 0 0 + = 0", 1 / 2),
-    ],
-)
-def test_true_steps_from_the_first_on_earn_their_share(sample, text, share):
-    assert paid(RPNProgress(), text, sample) == pytest.approx(share)
+SHARES = [
+    (TWO_STEPS, "= 5 4 + = 9", 1),
+    (TWO_STEPS, "= 5 4 + = 8", 1 / 2),
+    (TWO_STEPS, "= 5 4 +", 1 / 2),
+    (TWO_STEPS, "= 5 4 + = 5 4 + = 9", 1 / 2),  # steps after a repetition earn nothing
+    (TWO_STEPS, "= 6 4 + = 10", 0),
+    (TWO_STEPS, "= 9", 0),
+    (TWO_STEPS, "= 2 3 + 4 + = 5 4 + = 9", 0),
+    (TWO_STEPS, "5 4 + = 9", 0),
+    (TWO_STEPS, "", 0),
+    (TWO_STEPS, "= 5 4 + = 9 = 9 = 9", 1),
+    (PAIR, "= 5 4 5 + +", 1 / 3),
+    (PAIR, "= 5 9 +", 2 / 3),
+    (PAIR, "= 5 4 5 + + = 5 9 + = 2", 2 / 3),
+    (PAIR, "= 5 9 + = 1", 1),
+    (ZERO, "= 0", 0),
+    (ZERO, "= 0 = 0 = 0", 0),
+    (ZERO, "0 = 0", 0),
+    (ZERO, "= 0 0 + = 0 0 + = 0", 1 / 2),
+]
+
+
+def test_true_steps_from_the_first_on_earn_their_share():
+    for sample, text, share in SHARES:
+        assert paid(RPNProgress(), text, sample) == pytest.approx(share), text
 
 
 def test_true_steps_count_in_a_truncated_completion():
@@ -229,44 +211,40 @@ def test_true_steps_count_in_a_truncated_completion():
 COMPLETIONS = ["= 5 4 + = 9", "= 9", "= 0", "9"]
 
 
-@pytest.mark.parametrize(
-    ("options", "rewards", "parts"),
-    [
-        ({}, [1.0, 0.3, 0.3, 0.0], {"boxed": [1, 1, 1, 0], "correct": [1, 0, 0, 0]}),
-        ({"derivation": False}, [1.0, 1.0, 0.3, 0.0], {"boxed": [1, 1, 1, 0], "correct": [1, 1, 0, 0]}),
-        ({"boxed_weight": 0.2, "correct_weight": 0.8}, [1.0, 0.2, 0.2, 0.0], {"boxed": [1, 1, 1, 0], "correct": [1, 0, 0, 0]}),
-        ({"boxed_weight": 0.0, "correct_weight": 2.0}, [2.0, 0.0, 0.0, 0.0], {"boxed": [1, 1, 1, 0], "correct": [1, 0, 0, 0]}),
-        ({"reward_type": "boxed"}, [1, 1, 1, 0], {"boxed": [1, 1, 1, 0]}),
-        ({"reward_type": "correct"}, [1, 0, 0, 0], {"correct": [1, 0, 0, 0]}),
-        ({"reward_type": "correct", "derivation": False}, [1, 1, 0, 0], {"correct": [1, 1, 0, 0]}),
-    ],
-)
-def test_the_type_and_the_weights_say_what_is_paid_and_logged(options, rewards, parts):
-    rollouts = rollouts_of([TWO_STEPS], COMPLETIONS)
-    score_rollouts(RPNReward(**options), rollouts)
-    assert rollouts.rewards.tolist() == pytest.approx(rewards)
-    assert {name: part.tolist() for name, part in rollouts.parts.items()} == parts
+BOTH = {"boxed": [1, 1, 1, 0], "correct": [1, 0, 0, 0]}
+PAID = [
+    ({}, [1.0, 0.3, 0.3, 0.0], BOTH),
+    ({"derivation": False}, [1.0, 1.0, 0.3, 0.0], {"boxed": [1, 1, 1, 0], "correct": [1, 1, 0, 0]}),
+    ({"boxed_weight": 0.2, "correct_weight": 0.8}, [1.0, 0.2, 0.2, 0.0], BOTH),
+    ({"boxed_weight": 0.0, "correct_weight": 2.0}, [2.0, 0.0, 0.0, 0.0], BOTH),
+    ({"reward_type": "boxed"}, [1, 1, 1, 0], {"boxed": [1, 1, 1, 0]}),
+    ({"reward_type": "correct"}, [1, 0, 0, 0], {"correct": [1, 0, 0, 0]}),
+    ({"reward_type": "correct", "derivation": False}, [1, 1, 0, 0], {"correct": [1, 1, 0, 0]}),
+]
+REFUSED = [
+    ({"reward_type": "partial"}, r"^reward\.reward_type is 'partial'; write one of boxed, correct, combined\.$"),
+    ({"boxed_weight": -0.1}, r"^reward\.boxed_weight and correct_weight are \(-0\.1, 0\.7\); write 0 or more, .*\.$"),
+    ({"correct_weight": float("nan")}, r"^reward\.boxed_weight and correct_weight are \(0\.3, nan\); .*\.$"),
+    ({"correct_weight": float("inf")}, r"^reward\.boxed_weight and correct_weight are \(0\.3, inf\); .*\.$"),
+    ({"boxed_weight": 0.0, "correct_weight": 0.0}, r"^reward\.boxed_weight and correct_weight are \(0\.0, 0\.0\); .*\.$"),
+    ({"reward_type": "boxed", "boxed_weight": 0.5}, r"^reward weights \(0\.5, 0\.7\) do not go with .* boxed; .*\.$"),
+    ({"reward_type": "correct", "boxed_weight": 0.0}, r"^reward weights \(0\.0, 0\.7\) do not go with .* correct; .*\.$"),
+    ({"reward_type": "boxed", "derivation": False}, r"^reward\.derivation false does not go with reward_type boxed, .*\.$"),
+]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"reward_type": "partial"}, r"^reward\.reward_type is 'partial'; write one of boxed, correct, combined\.$"),
-        ({"boxed_weight": -0.1}, r"^reward\.boxed_weight and correct_weight are \(-0\.1, 0\.7\); write 0 or more, .*\.$"),
-        ({"correct_weight": float("nan")}, r"^reward\.boxed_weight and correct_weight are \(0\.3, nan\); .*\.$"),
-        ({"correct_weight": float("inf")}, r"^reward\.boxed_weight and correct_weight are \(0\.3, inf\); .*\.$"),
-        ({"boxed_weight": 0.0, "correct_weight": 0.0}, r"^reward\.boxed_weight and correct_weight are \(0\.0, 0\.0\); .*\.$"),
-        (
-            {"reward_type": "boxed", "boxed_weight": 0.5},
-            r"^reward weights \(0\.5, 0\.7\) do not go with reward_type boxed; .*\.$",
-        ),
-        ({"reward_type": "correct", "boxed_weight": 0.0}, r"^reward weights \(0\.0, 0\.7\) do not go with .* correct; .*\.$"),
-        ({"reward_type": "boxed", "derivation": False}, r"^reward\.derivation false does not go with reward_type boxed, .*\.$"),
-    ],
-)
-def test_what_does_not_go_together_is_refused_in_one_line(options, message):
-    with pytest.raises(ValueError, match=message):
-        RPNReward(**options)
+def test_the_type_and_the_weights_say_what_is_paid_and_logged():
+    for options, rewards, parts in PAID:
+        rollouts = completions_of([TWO_STEPS], COMPLETIONS)
+        score_rollouts(RPNReward(**options), rollouts)
+        assert rollouts.rewards.tolist() == pytest.approx(rewards), options
+        assert {name: part.tolist() for name, part in rollouts.parts.items()} == parts, options
+
+
+def test_options_that_do_not_go_together_are_refused_in_one_line():
+    for options, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            RPNReward(**options)
 
 
 # --- the task's own completions, and real tokens ---------------------------------------------------------------------
@@ -274,44 +252,40 @@ def test_what_does_not_go_together_is_refused_in_one_line(options, message):
 
 @pytest.mark.parametrize("grammar", [RPNGrammar(), RPNGrammar(113, ("+", "-", "*"), 1, 8), RPNGrammar(2, ("*",), 1, 5)])
 def test_the_true_completion_earns_everything(grammar):
-    samples = list(RPNProblems(grammar, 500, 0))
-    rollouts = rollouts_of(samples, [sample.completion for sample in samples])
+    samples = list(RPNProblems(grammar, 100, 0))
+    rollouts = completions_of(samples, [sample.completion for sample in samples])
     modulus = grammar.modulus
     for reward in (RPNFormat(modulus), RPNAnswer(modulus), RPNAnswer(modulus, derivation=False), RPNProgress(modulus)):
-        assert reward.score(rollouts).tolist() == [1.0] * 500
-    assert RPNReward(modulus=modulus).score(rollouts).tolist() == pytest.approx([1.0] * 500)
+        assert reward.score(rollouts).tolist() == [1.0] * 100
+    assert RPNReward(modulus=modulus).score(rollouts).tolist() == pytest.approx([1.0] * 100)
 
 
-@pytest.fixture(scope="module")
-def module():
-    return SFT(PolicySpec(config={"model_type": "llama", **TINY}, tokenizer="rpn13"))
-
-
-def sampled(module, text: str, truncated: bool = False) -> Rollouts:
+def sampled(renderer: Renderer, text: str, truncated: bool = False) -> Rollouts:
     """A completion as the sampler hands it on: ids, of which the last is the end token unless it was truncated."""
-    ids = torch.tensor([module.tokenizer(text)["input_ids"]])
-    rollouts = rollouts_of([TWO_STEPS], [""], [truncated])
+    ids = torch.tensor([renderer.tokenizer(text)["input_ids"]])
+    rollouts = completions_of([TWO_STEPS], [""], [truncated])
     rollouts.completion_ids, rollouts.lengths = ids, torch.tensor([ids.shape[1]])
-    rollouts.texts = module.decode(rollouts)
+    rollouts.texts = renderer.decode(rollouts)
     return rollouts
 
 
-@pytest.mark.parametrize(
-    ("text", "truncated", "boxed", "correct"),
-    [
-        ("= 5 4 + = 9 <eoe>", False, 1, 1),
-        ("= 0 <eoe>", False, 1, 0),
-        ("= 5 4 + = 9", True, 0, 0),
-        ("= 5 4 + = 9 <eoe> <eoe>", False, 0, 0),
-        ("= 9 <eoe> 3 <eoe>", False, 0, 0),
-        ("= 5 4 + = 9 <pad> <eoe>", False, 0, 0),
-        ("<eoe>", False, 0, 0),
-    ],
-)
-def test_the_end_token_is_the_one_that_ended_the_sampling(module, text, truncated, boxed, correct):
-    rollouts = sampled(module, text, truncated)
-    assert float(RPNFormat().score(rollouts)) == boxed
-    assert float(RPNAnswer().score(rollouts)) == correct
+ENDS = [
+    ("= 5 4 + = 9 <eoe>", False, 1, 1),
+    ("= 0 <eoe>", False, 1, 0),
+    ("= 5 4 + = 9", True, 0, 0),
+    ("= 5 4 + = 9 <eoe> <eoe>", False, 0, 0),
+    ("= 9 <eoe> 3 <eoe>", False, 0, 0),
+    ("= 5 4 + = 9 <pad> <eoe>", False, 0, 0),
+    ("<eoe>", False, 0, 0),
+]
+
+
+def test_the_end_token_is_the_one_that_ended_the_sampling():
+    renderer = Renderer(rpn_tokenizer(13))
+    for text, truncated, boxed, correct in ENDS:
+        rollouts = sampled(renderer, text, truncated)
+        assert float(RPNFormat().score(rollouts)) == boxed, text
+        assert float(RPNAnswer().score(rollouts)) == correct, text
 
 
 # --- what the seed's rewards got wrong -------------------------------------------------------------------------------
@@ -319,7 +293,7 @@ def test_the_end_token_is_the_one_that_ended_the_sampling(module, text, truncate
 
 def test_the_format_alone_is_not_all_that_is_paid():
     # The seed's trainer paid the format whatever reward_type said, so that `= 0` was as good as the answer.
-    rollouts = rollouts_of([TWO_STEPS], ["= 0", "= 5 4 + = 9"])
+    rollouts = completions_of([TWO_STEPS], ["= 0", "= 5 4 + = 9"])
     worst, best = RPNReward().score(rollouts).tolist()
     assert worst < best
 
@@ -338,4 +312,4 @@ def test_an_answer_inside_a_completion_does_not_count():
 def test_luck_does_not_pay():
     # One in 13 values is right; the seed paid it in full without a single step.
     guesses = [f"= {value}" for value in range(13)]
-    assert max(RPNAnswer().score(rollouts_of([TWO_STEPS], guesses)).tolist()) == 0
+    assert max(RPNAnswer().score(completions_of([TWO_STEPS], guesses)).tolist()) == 0

@@ -47,7 +47,7 @@ def ragged_prompts() -> PromptBatch:
 
 
 def sampled(policy: Policy, monkeypatch, shortest: int, **options):
-    monkeypatch.setattr(decoding, "SHORTEST", shortest)
+    monkeypatch.setattr(decoding, "MIN_SHARED_TOKENS", shortest)
     return Sampler(max_new_tokens=24, **options).sample(policy, ragged_prompts(), GROUP, SampleKey(1, 0))
 
 

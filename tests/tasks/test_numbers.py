@@ -1,7 +1,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_rl.tasks.numbers import read_number, write_number
@@ -22,6 +22,7 @@ def test_written_numbers(value, big, little):
     assert (write_number(value, "big"), write_number(value, "little")) == (big, little)
 
 
+@settings(derandomize=True)
 @given(st.fractions(), st.sampled_from(["big", "little"]))
 def test_reading_inverts_writing(value, order):
     assert read_number(write_number(value, order), order) == value
@@ -35,14 +36,12 @@ NOT_NUMBERS = (
 )
 
 
-@pytest.mark.parametrize("text", NOT_NUMBERS)
-def test_other_texts_are_not_numbers(text):
-    assert read_number(text, "big") is None
+def test_other_texts_are_not_numbers():
+    assert [text for text in NOT_NUMBERS if read_number(text, "big") is not None] == []
 
 
-@pytest.mark.parametrize("text", ["10", "-10", "1/20", "700"])
-def test_little_order_has_no_zeros_at_the_high_end(text):
-    assert read_number(text, "little") is None
+def test_little_order_has_no_zeros_at_the_high_end():
+    assert [text for text in ("10", "-10", "1/20", "700") if read_number(text, "little") is not None] == []
 
 
 def test_fraction_need_not_be_in_lowest_terms():
@@ -58,6 +57,7 @@ def test_very_long_texts_are_not_read(length, is_read):
     assert (read_number("9" * length, "big") is not None) == is_read
 
 
+@settings(derandomize=True)
 @given(st.text(alphabet="0123456789-/+. e", max_size=8), st.sampled_from(["big", "little"]))
 def test_whatever_is_read_as_an_integer_is_written_back(text, order):
     value = read_number(text, order)

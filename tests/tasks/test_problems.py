@@ -1,8 +1,3 @@
-import dataclasses
-import os
-import subprocess
-import sys
-
 import pytest
 from reference_parser import is_true, parse, statements, value
 
@@ -19,12 +14,6 @@ SETTINGS = {
     "little": ArithmeticProblems(LOOSE, 1, 4, "little", "columns"),
     "unsigned": ArithmeticProblems(Grammar(("+", "-", "*", "/"), max_depth=2, signed=False), 1, 5),
 }
-ITEMS = """
-from lit_rl.tasks.infix import OPERATORS, Grammar
-from lit_rl.tasks.problems import ArithmeticProblems
-problems = ArithmeticProblems(Grammar(OPERATORS, max_depth=2, spaces=0.3), 10, 7, scratchpad="steps")
-print([tuple(problems[index]) for index in range(50)])
-"""
 
 
 def expression(prompt: str) -> str:
@@ -35,7 +24,7 @@ def expression(prompt: str) -> str:
 def test_reference_is_the_value_and_every_statement_is_true(name):
     problems = SETTINGS[name]
     order = problems.digit_order
-    for index in range(20_000):
+    for index in range(2_000):
         sample = problems[index]
         work, *answer = sample.completion.split("<answer>")
         assert value(parse(expression(sample.prompt), order)) == read_number(sample.reference, order), sample
@@ -64,60 +53,13 @@ def test_fraction_answers_are_written_exactly():
     assert (answers["1/3"], answers["2/6"], answers["6/3"], answers["0/7"]) == ("1/3", "1/3", "2", "0")
 
 
-def test_items_are_the_same_in_two_processes():
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", ITEMS],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for hash_seed in ("1", "2")
-    ]
-    assert outputs[0] == outputs[1] != ""
-
-
-def test_items_do_not_depend_on_what_was_drawn_before():
-    problems = ArithmeticProblems(LOOSE, 5, 0)
-    later = problems[40]
-    assert [problems[index] for index in range(41)][40] == later
-
-
-def test_index_past_the_size_is_a_problem():
-    assert ArithmeticProblems(Grammar(), 5, 0)[10**12].number == 10**12
-
-
-def test_negative_index_is_refused():
-    with pytest.raises(IndexError, match="write 0 or more"):
-        ArithmeticProblems(Grammar(), 5, 0)[-1]
-
-
-def test_iteration_ends_at_the_size():
-    problems = ArithmeticProblems(Grammar(), 5, 0)
-    assert len(problems) == 5
-    assert [sample.number for sample in problems] == [0, 1, 2, 3, 4]
-
-
-def test_seeds_give_different_problems():
-    first, second = (ArithmeticProblems(Grammar(max_digits=6), 100, seed) for seed in (0, 1))
-    assert not {sample.prompt for sample in first} & {sample.prompt for sample in second}
-
-
-def test_new_grammar_holds_for_later_items():
-    problems = ArithmeticProblems(Grammar(), 200, 0)
-    deeper = dataclasses.replace(problems.grammar, max_depth=2)
-    problems.grammar = deeper
-    assert list(problems) == list(ArithmeticProblems(deeper, 200, 0))
-
-
 def test_held_out_problems_are_never_given():
     grammar = Grammar(max_digits=1, spaces=0.3, parentheses=0.3)
     samples, keys = held_out_problems(grammar, 300, seed=0)
     trees = {parse(expression(sample.prompt)) for sample in samples}
     assert len(trees) == len(keys) == 300
-    # The same seed, and 722 possible problems: without the exclusion hundreds of these would be held-out ones.
-    problems = ArithmeticProblems(grammar, 20_000, 0, held_out=keys)
+    # The same seed, and 722 possible problems: without the exclusion hundreds of the draws would be held-out ones.
+    problems = ArithmeticProblems(grammar, 2_000, 0, held_out=keys)
     assert trees.isdisjoint(parse(expression(sample.prompt)) for sample in problems)
 
 
@@ -150,9 +92,7 @@ def test_grammar_that_is_held_out_entirely():
         ArithmeticProblems(grammar, 5, 0, held_out=keys)[0]
 
 
-@pytest.mark.parametrize(
-    ("argument", "bad"), [("size", 0), ("digit_order", "middle"), ("scratchpad", "yes")], ids=lambda item: str(item)
-)
+@pytest.mark.parametrize(("argument", "bad"), [("digit_order", "middle"), ("scratchpad", "yes")], ids=lambda item: str(item))
 def test_bad_argument_is_named(argument, bad):
     arguments = {"grammar": Grammar(), "size": 1, "seed": 0, argument: bad}
     with pytest.raises(ValueError, match=rf"^ArithmeticProblems {argument}=.*: write [^\n]*\.$"):

@@ -46,7 +46,7 @@ def test_special_tokens_can_be_left_out(tokenizer):
 
 def test_every_problem_survives(tokenizer):
     grammar = Grammar(OPERATORS, max_depth=3, spaces=0.25, parentheses=0.15)
-    problems = ArithmeticProblems(grammar, 500, 0, "little", "columns")
+    problems = ArithmeticProblems(grammar, 200, 0, "little", "columns")
     texts = [sample.prompt + sample.completion for sample in problems]
     assert tokenizer.batch_decode([ids(tokenizer, text) for text in texts]) == texts
 
@@ -58,10 +58,10 @@ def test_random_characters_survive(tokenizer):
     assert tokenizer.batch_decode([ids(tokenizer, text) for text in texts]) == texts
 
 
-@pytest.mark.parametrize("text", ["12.5", "A", "1\n2", "\u0663", "<unknown>"])
-def test_unknown_character_raises(tokenizer, text):
-    with pytest.raises(Exception, match=r"Missing .* token from the vocabulary"):
-        tokenizer(text)
+def test_unknown_character_raises(tokenizer):
+    for text in ("12.5", "A", "1\n2", "\u0663", "<unknown>"):
+        with pytest.raises(Exception, match=r"Missing .* token from the vocabulary"):
+            tokenizer(text)
 
 
 def test_saved_tokenizer_is_loaded_unchanged(tokenizer, tmp_path):
@@ -77,7 +77,7 @@ def test_saved_tokenizer_is_loaded_unchanged(tokenizer, tmp_path):
     assert list(loaded(text)) == ["input_ids", "attention_mask"]
 
 
-@pytest.mark.parametrize(("characters", "special"), [("aa", ()), ("a", ("<pad>",)), ("a", ("a",)), ("a", ("",))])
-def test_repeated_or_empty_tokens_are_refused(characters, special):
-    with pytest.raises(ValueError, match="name each token once"):
-        character_tokenizer(characters, special)
+def test_repeated_or_empty_tokens_are_refused():
+    for characters, special in [("aa", ()), ("a", ("<pad>",)), ("a", ("a",)), ("a", ("",))]:
+        with pytest.raises(ValueError, match="name each token once"):
+            character_tokenizer(characters, special)

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_rl.algorithms import GRPO, SFT
 from lit_rl.evaluation import Evaluation
 from lit_rl.rewards import Reward
+from lit_rl.rollouts import Rollouts
 from lit_rl.sampling import Sampler
 
 
@@ -22,10 +23,13 @@ class Thousands(Reward):
 
 class Seen(Callback):
     def __init__(self):
-        self.rewards, self.advantages, self.metrics = [], [], []
+        self.rewards, self.advantages, self.metrics, self.before = [], [], [], {}
+
+    def on_train_start(self, trainer, module):
+        self.before = {name: value.clone() for name, value in module.policy.state_dict().items()}
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if hasattr(batch.rows, "rewards"):
+        if isinstance(batch.rows, Rollouts):
             self.rewards += batch.rows.rewards.tolist()
             self.advantages.append(batch.rows.advantages.dtype)
 
@@ -34,55 +38,58 @@ class Seen(Callback):
 
 
 def build(kind):
-    evaluation = Evaluation(max_new_tokens=4)
+    options = {"optimizer": functools.partial(torch.optim.AdamW, lr=1e-3), "evaluation": Evaluation(max_new_tokens=4)}
     if kind == "sft":
-        return SFT(tiny_spec(), functools.partial(torch.optim.AdamW, lr=1e-3), evaluation=evaluation)
-    adamw = functools.partial(torch.optim.AdamW, lr=1e-3)
-    return GRPO(tiny_spec(), sampler=Sampler(max_new_tokens=6), Thousands(), optimizer=adamw, evaluation=evaluation, group_size=4, kl_coef=0.1
-    )
+        return SFT(tiny_spec(), **options)
+    return GRPO(tiny_spec(), sampler=Sampler(max_new_tokens=6), reward=Thousands(), group_size=4, kl_coef=0.1, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Module after three steps and what was seen of them, by algorithm and precision."""
+    runs = {}
+
+    def get(kind, precision):
+        if (kind, precision) not in runs:
+            torch.manual_seed(0)
+            seen, module, folder = Seen(), build(kind), tmp_path_factory.mktemp("precision")
+            options = {"gradient_clip_val": 1.0, "limit_val_batches": 1.0, "callbacks": [seen]}
+            quiet_trainer(folder, max_steps=3, precision=precision, **options).fit(module, tiny_data(epoch_size=24))
+            runs[kind, precision] = module, seen
+        return runs[kind, precision]
+
+    return get
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_bfloat16_trains(tmp_path, kind, precision):
-    seen, module = Seen(), build(kind)
-    trainer = quiet_trainer(
-        tmp_path, max_steps=3, precision=precision, callbacks=[seen], gradient_clip_val=1.0, limit_val_batches=1.0
-    )
-    before = {name: value.clone() for name, value in build_weights(kind).items()}
-    trainer.fit(module, tiny_data(epoch_size=24))
+def test_bfloat16_trains(trained, kind, precision):
+    module, seen = trained(kind, precision)
     after = module.policy.state_dict()
-    assert any(not torch.equal(before[name].to(after[name].dtype), after[name]) for name in before)
+    assert any(not torch.equal(value, after[name]) for name, value in seen.before.items())
     assert all(torch.isfinite(torch.tensor(list(metrics.values()))).all() for metrics in seen.metrics)
     assert torch.get_default_dtype() == torch.float32
 
 
-def build_weights(kind):
-    module = build(kind)
-    module.configure_model()
-    return module.policy.state_dict()
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_rewards_keep_float32(tmp_path, precision):
-    seen = Seen()
-    quiet_trainer(tmp_path, max_steps=2, precision=precision, callbacks=[seen]).fit(build("grpo"), tiny_data())
+def test_rewards_keep_float32(trained, precision):
+    _, seen = trained("grpo", precision)
     assert max(seen.rewards) > 1001
     assert all(reward == int(reward) for reward in seen.rewards)
     assert any(reward % 2 for reward in seen.rewards), "bfloat16 has only multiples of 8 here"
     assert set(seen.advantages) == {torch.float32}
 
 
-def test_learner_and_sampler_nearly_agree_in_bfloat16(tmp_path):
-    seen = Seen()
-    quiet_trainer(tmp_path, max_steps=1, precision="bf16-true", callbacks=[seen]).fit(build("grpo"), tiny_data())
-    assert seen.metrics[0]["sampling/sampling_logp_difference/mean"] < 0.02
+@pytest.mark.parametrize(("precision", "bound"), [("bf16-true", 0.02), ("32-true", 1e-6)])
+def test_learner_and_sampler_agree_before_the_first_step(trained, precision, bound):
+    _, seen = trained("grpo", precision)
+    assert seen.metrics[0]["sampling/sampling_logp_difference/mean"] < bound
 
 
-def test_float32_sampler_and_learner_agree(tmp_path):
-    seen = Seen()
-    quiet_trainer(tmp_path, max_steps=1, callbacks=[seen]).fit(build("grpo"), tiny_data())
-    assert seen.metrics[0]["sampling/sampling_logp_difference/mean"] < 1e-6
+def test_rotary_frequencies_keep_float32(trained):
+    decoder = trained("grpo", "bf16-true")[0].policy.causal_lm.get_decoder()
+    assert decoder.rotary_emb.inv_freq.dtype == torch.float32
+    assert decoder.embed_tokens.weight.dtype == torch.bfloat16
 
 
 def test_a_sampler_that_disagrees_stops_the_run(tmp_path):
@@ -101,16 +108,10 @@ def test_a_sampler_that_disagrees_stops_the_run(tmp_path):
         quiet_trainer(tmp_path, max_steps=1).fit(module, tiny_data())
 
 
-def test_rotary_frequencies_keep_float32(tmp_path):
-    module = build("grpo")
-    quiet_trainer(tmp_path, max_steps=1, precision="bf16-true").fit(module, tiny_data())
-    decoder = module.policy.causal_lm.get_decoder()
-    assert decoder.rotary_emb.inv_freq.dtype == torch.float32
-    assert decoder.embed_tokens.weight.dtype == torch.bfloat16
+@pytest.mark.parametrize("algorithm", ["value", "norm"])
+def test_gradients_are_clipped_as_asked(tmp_path, algorithm):
+    bound = 1e-3
 
-
-@pytest.mark.parametrize(("algorithm", "bound"), [("value", 1e-3), ("norm", 1e-3)])
-def test_gradients_are_clipped_as_asked(tmp_path, algorithm, bound):
     class Gradients(Callback):
         def on_before_zero_grad(self, trainer, module, optimizer):
             grads = [p.grad for p in module.policy.parameters() if p.grad is not None]

@@ -1,0 +1,98 @@
+"""Check of option names before anything heavy is imported: a misspelt option is answered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import yaml
+
+from lit_rl.cli.configs import read_yaml
+from lit_rl.cli.errors import SECTIONS, BadArgument, UnknownOption, unknown_class
+from lit_rl.cli.option_names import Options, class_in, class_options, command_options, dotted_names, is_dataclass
+from lit_rl.renamed import CLASSES
+
+
+def check_options(args: list[str]) -> None:
+    """Refuse the first option that is sure not to exist, and the first class that goes by an old name.
+
+    Everything that the source does not tell for sure is left to the parser of `lit_rl.cli.lightning_cli`.
+
+    Args:
+        args: ``fit``, ``validate``, ``test`` or ``predict``, and its arguments, configs by path.
+
+    Raises:
+        BadArgument: with the line that the parser would give.
+    """
+    classes: dict[str, str] = {}
+    for key, value in _settings(args[1:]):
+        _check(key.replace("+", "").split("."), value, command_options(args[0]), classes)
+
+
+def _settings(args: list[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of flags and configs, in their order."""
+    for arg, following in pairwise([*args, ""]):
+        flag, equals, value = arg.partition("=")
+        value = value if equals else following
+        if flag in ("--config", "-c") and value:
+            yield from _flat(read_yaml(value), "")
+        elif flag.startswith("--"):
+            yield from _flat(_parsed(value), flag[2:])
+
+
+def _parsed(value: str) -> Any:
+    """The value of a flag; a mapping or a list may be written on the command line too."""
+    try:
+        return yaml.safe_load(value) if value.startswith(("{", "[")) else value
+    except yaml.YAMLError:
+        return value
+
+
+def _flat(content: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a config, a class before its options; an element of a list has the key of the list."""
+    if isinstance(content, dict):
+        for name in sorted(content, key=lambda name: name != "class_path"):
+            yield from _flat(content[name], f"{key}.{name}".lstrip("."))
+    elif isinstance(content, list):
+        for item in content:
+            yield from _flat(item, key)
+    else:
+        yield key, content
+
+
+def _check(parts: list[str], value: Any, known: Options | None, classes: dict[str, str]) -> None:
+    """Follow a key from option to option; ``classes`` holds the class chosen so far for each dotted key."""
+    path: list[str] = []
+    for place, part in enumerate(parts):
+        if path and part == "init_args":
+            continue
+        if path and part == "class_path":
+            _choose(path, value, classes)
+        if known is None or part in ("class_path", "dict_kwargs", "help") or part.startswith("print_"):
+            return
+        if part not in known:
+            rest = [name for name in parts[place:] if name not in SECTIONS]
+            raise UnknownOption.among(".".join(rest), [*dotted_names(known), *SECTIONS]).within(path)
+        base = class_in(known[part])
+        if base is None:
+            return
+        path.append(part)
+        if place == len(parts) - 1 and isinstance(value, str):
+            _choose(path, value, classes)
+        # Only a Trainer and a dataclass may go without a class of their own being named.
+        default = base if base == "Trainer" or is_dataclass(base) else ""
+        known = class_options(classes.get(".".join(path), default))
+
+
+def _choose(path: list[str], value: Any, classes: dict[str, str]) -> None:
+    """Note the class that fills an option; a class of another package is noted as unknown, by an empty name."""
+    key = ".".join(path)
+    package, _, name = str(value).rpartition(".")
+    if package.split(".")[0] not in ("", "lit_rl", "lightning"):
+        name = ""
+    if name in CLASSES:
+        raise BadArgument(key, unknown_class(str(value), []))
+    for inner in [inner for inner in classes if inner.startswith(f"{key}.")]:
+        del classes[inner]
+    classes[key] = name

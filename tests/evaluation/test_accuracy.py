@@ -1,0 +1,49 @@
+"""Counting of right answers, truncated completions and votes, on completions written by hand."""
+
+import pytest
+from tiny_rollouts import completions_of
+
+from lit_rl.evaluation import Evaluation
+from lit_rl.rewards import ArithmeticFormat
+from lit_rl.types import Sample
+
+THREE, FOUR = (Sample("1+2<answer>", "", "3", 7), Sample("2+2<answer>", "", "4", 8))
+
+
+def test_greedy_completions_are_counted_over_batches_with_an_interval():
+    evaluation = Evaluation()
+    evaluation.count(completions_of([THREE, FOUR], ["3", "3"]))
+    evaluation.count(completions_of([THREE, FOUR], ["3", "4"], [False, True]))
+    metrics = evaluation.compute()
+    assert set(metrics) == {f"{name}{side}" for name in ("accuracy", "truncated") for side in ("", "_low", "_high")}
+    assert (metrics["accuracy"], metrics["truncated"]) == (0.5, 0.25)
+    assert metrics["accuracy_low"] == pytest.approx(0.1500, abs=1e-4)  # Wilson, 2 of 4
+    assert metrics["accuracy_high"] == pytest.approx(0.8500, abs=1e-4)
+
+
+def test_samples_of_a_problem_are_counted_and_vote_together():
+    evaluation = Evaluation(samples=4)
+    # The first problem: 2 of 4 right, "3" wins the vote. The second: 1 of 4 right, "5" wins.
+    evaluation.count_samples(completions_of([THREE, FOUR], ["3", "6/2", "4", "", "5", "5", "4", "x"]))
+    metrics = evaluation.compute()
+    assert metrics["pass@1"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert (metrics["pass@4"], metrics["maj@4"]) == (1.0, 0.5)
+
+
+def test_another_evaluation_starts_from_nothing():
+    evaluation = Evaluation()
+    evaluation.count(completions_of([THREE], ["3"]))
+    assert evaluation.compute()["accuracy"] == 1.0
+    evaluation.count(completions_of([THREE], ["4"]))
+    assert evaluation.compute()["accuracy"] == 0.0
+
+
+def test_metrics_without_problems_are_left_out():
+    assert Evaluation(samples=4).compute() == {}
+    assert Evaluation(max_new_tokens=0).compute() == {}
+
+
+def test_the_judge_says_what_is_right():
+    evaluation = Evaluation(correct=ArithmeticFormat())
+    evaluation.count(completions_of([THREE, FOUR], ["5", "x"]))
+    assert evaluation.compute()["accuracy"] == 0.5
