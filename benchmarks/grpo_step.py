@@ -35,7 +35,7 @@ from lit_rl.sampling import Sampler
 STEPS = 2
 """Measured steps of a run; one before them is not counted, with ``--compile`` four."""
 MICRO_BATCHES = 4
-"""Micro-batches of each optimizer step. With one TRL is as fast on W1 and W4 and takes 1.5 and 1.8 times as long on W2 and W3."""
+"""Micro-batches of each optimizer step. With one, TRL is as fast on W1 and W4 and takes 1.5 and 1.8 times as long on W2, W3."""
 
 
 class Place(Reward):

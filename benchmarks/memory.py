@@ -4,7 +4,7 @@
 
 Each measurement is a process of its own, with gradient checkpointing on both sides. ``lit_rl`` and ``trl`` compute loss and
 gradient of the same rows. ``all_logits`` is only a forward pass that holds every logit. Memory is resident on a CPU, allocated
-on a GPU. Resident memory is memory in use: glibc returns large tensors to the system at once, since MALLOC_MMAP_THRESHOLD_ is set.
+on a GPU. Resident memory is memory in use: with MALLOC_MMAP_THRESHOLD_ set, glibc returns large tensors to the system at once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,5 @@
 """Lightning callbacks for filtering, sampling and looking at a run, used by name in YAML and on the command line."""
 
-from typing import NoReturn
-
-from lit_rl.renamed import missing
-
 from .adaptive_kl import AdaptiveKL
 from .curriculum import Curriculum
 from .dynamic_sampling import DynamicSampling
@@ -25,7 +21,3 @@ __all__ = [
     "ShuffledRewards",
     "TemperatureSchedule",
 ]
-
-
-def __getattr__(name: str) -> NoReturn:
-    raise missing(__name__, name)

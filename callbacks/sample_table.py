@@ -47,7 +47,7 @@ def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
     columns = {
         "reward": rollouts.rewards,
         **{f"rewards/{name}": values for name, values in rollouts.parts.items()},
-        "advantage": rollouts.advantages.sum(1) / rollouts.lengths.clamp(min=1),  # mean over the row's tokens
+        "advantage": rollouts.advantages.sum(1) / rollouts.sampled.sum(1).clamp(min=1),  # mean over sampled tokens
         "truncated": rollouts.truncated,
         "length": rollouts.lengths,
         "multiplicity": rollouts.multiplicity,

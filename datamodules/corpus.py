@@ -84,7 +84,7 @@ class Corpus(PromptDataModule):
         cache = read_cache(self._folder(find_source(self.path, self.field)[1]))
         ends, parts = self._divide(cache)
         windows = slide(cache.ids, ends, self.window, self.context_tokens, self.stride)
-        owner = parts[np.searchsorted(ends, windows.limits)]
+        owner = parts[np.searchsorted(ends, windows.limits)]  # (W)
         self.train_set = self._samples(windows.select(owner == TRAIN), TRAIN)
         self.val_set = self._samples(windows.select(owner == VAL), VAL)  # type: ignore[assignment]
         self.test_set = self._samples(windows.select(owner == TEST), TEST)  # type: ignore[assignment]

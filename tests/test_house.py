@@ -11,7 +11,18 @@ from statistics import quantiles
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"lit_rl": "lit_rl", "callbacks": "lit_rl.callbacks", "datamodules": "lit_rl.datamodules"}
 """Folders of the product, and the packages that they install as."""
-VOCABULARY = {"types", "fields", "rollouts", "support", "groups", "hooks", "files", "randomness", "options", "runtime"}
+VOCABULARY = {
+    "types",
+    "fields",
+    "rollouts",
+    "support",
+    "groups",
+    "hooks",
+    "files",
+    "randomness",
+    "options",
+    "runtime",
+}
 """Files at the top of lit_rl: the words that all packages share."""
 MAX_LEVELS = 9
 NEEDS = {

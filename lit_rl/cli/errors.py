@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from lit_rl.renamed import CLASSES, OPTIONS
+from lit_rl.cli.renamed import CLASSES, OPTIONS
 
 SECTIONS = ("init_args", "dict_kwargs")
 """Levels of a config that a flag leaves out."""

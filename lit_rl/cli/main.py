@@ -11,8 +11,9 @@ import sys
 from lit_rl.cli.configs import resolve_configs
 from lit_rl.cli.errors import explain, suggestion
 from lit_rl.cli.option_check import check_options
+from lit_rl.cli.stages import SUBCOMMANDS
 
-COMMANDS = ("fit", "validate", "test", "predict", "pipeline")
+COMMANDS = (*SUBCOMMANDS, "pipeline")
 
 HELP = """usage: lit-rl COMMAND [--config CONFIG ...] [--KEY VALUE ...]
 

@@ -11,7 +11,7 @@ import yaml
 from lit_rl.cli.configs import read_yaml
 from lit_rl.cli.errors import SECTIONS, BadArgument, UnknownOption, unknown_class
 from lit_rl.cli.option_names import Options, class_in, class_options, command_options, dotted_names, is_dataclass
-from lit_rl.renamed import CLASSES
+from lit_rl.cli.renamed import CLASSES
 
 
 def check_options(args: list[str]) -> None:

@@ -42,7 +42,9 @@ def class_options(name: str) -> Options | None:
     bases = [base for base in bases if base not in ("ABC", "Generic")]
     inherited: Options | None = class_options(bases[0]) if len(bases) == 1 else None if bases else {}
     if is_dataclass(name):
-        fields = {ast.unparse(node.target): node.annotation for node in definition.body if isinstance(node, ast.AnnAssign)}
+        fields: Options = {
+            ast.unparse(node.target): node.annotation for node in definition.body if isinstance(node, ast.AnnAssign)
+        }
         return None if inherited is None else inherited | fields
     init = _method(definition, "__init__")
     if init is None:

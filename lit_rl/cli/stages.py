@@ -12,6 +12,7 @@ from typing import Any
 from lit_rl.cli.configs import find_config, last_checkpoint, read_yaml
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+"""Commands that run a Trainer."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def with_bootstrap_position(rollouts: Rollouts) -> Rollouts:
     lengths = rollouts.lengths + rollouts.truncated  # (N)
     # Forward passes cut rows to the longest, so fields must have no column that no row fills.
     width = int(lengths.max())
-    added = (torch.arange(width, device=lengths.device) == rollouts.lengths[:, None]) & rollouts.truncated[:, None]  # (N, width)
+    place = torch.arange(width, device=lengths.device)
+    added = (place == rollouts.lengths[:, None]) & rollouts.truncated[:, None]  # (N, width)
 
     def resized(values: Tensor) -> Tensor:
         return pad(values, (0, width - values.shape[1]))

@@ -1,8 +1,5 @@
 """Rewards: subclasses of `Reward`, used by name in YAML and on the command line."""
 
-from typing import NoReturn
-
-from lit_rl.renamed import missing
 from lit_rl.rewards.answers import ArithmeticAnswer, ArithmeticFormat
 from lit_rl.rewards.base import AnswerReward, Reward, WeightedSum
 from lit_rl.rewards.dense import DensePrefixMatch
@@ -28,7 +25,3 @@ __all__ = [
     "Reward",
     "WeightedSum",
 ]
-
-
-def __getattr__(name: str) -> NoReturn:
-    raise missing(__name__, name)

@@ -4,13 +4,17 @@ import importlib
 import json
 import random
 import string
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 @pytest.fixture
-def lines(capsys):
+def lines(capsys, monkeypatch):
     """Runs a benchmark in this process and returns its JSON lines."""
+    monkeypatch.syspath_prepend(ROOT)
 
     def run(name: str, *flags: str) -> list[dict]:
         importlib.import_module(f"benchmarks.{name}").main(list(flags))

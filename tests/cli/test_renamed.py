@@ -7,7 +7,7 @@ import lit_rl.callbacks
 import lit_rl.rewards
 from lit_rl.cli.errors import explain
 from lit_rl.cli.lightning_cli import check_arguments
-from lit_rl.renamed import CLASSES
+from lit_rl.cli.renamed import CLASSES
 
 CALLBACKS = {"AdaptiveTemperature", "KLController"}
 
@@ -47,12 +47,3 @@ def test_the_parser_knows_old_names_too(tmp_path):
         with pytest.raises(ValueError) as error:  # noqa: PT011  (its text is compared)
             check_arguments(["fit", "--config", config, *args])
         assert explain(error.value).endswith(message)
-
-
-def test_an_import_of_an_old_name_says_the_new_one():
-    with pytest.raises(ImportError, match=r"^class 'Correct' is called ArithmeticAnswer now\.$"):
-        from lit_rl.rewards import Correct  # noqa: F401
-    with pytest.raises(ImportError, match=r"^class 'KLController' is called AdaptiveKL now\.$"):
-        from lit_rl.callbacks import KLController  # noqa: F401
-    with pytest.raises(AttributeError, match=r"module 'lit_rl\.rewards' has no attribute 'Nothing'"):
-        lit_rl.rewards.Nothing  # noqa: B018

@@ -1,6 +1,5 @@
 """A corpus: read, tokenized once, divided, and cut into windows or positions."""
 
-import json
 import string
 from pathlib import Path
 

@@ -5,10 +5,11 @@ import random
 import numpy as np
 import torch
 from conftest import tiny_data
+from jsonargparse import ArgumentParser
 from math_runs import attached
 from torch.utils.data import DataLoader
 
-from lit_rl.datamodules import Arithmetic, EpochSampler
+from lit_rl.datamodules import GSM8K, RPN, Arithmetic, Corpus, EpochSampler, OmniMath, ReasonedArithmetic
 from lit_rl.datamodules.base import SORTED_BATCHES
 from lit_rl.tasks import Grammar
 from lit_rl.types import Sample
@@ -123,6 +124,25 @@ def test_making_a_loaders_iterator_leaves_the_global_generators_alone():
     after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
+
+
+def test_every_data_module_shows_the_options_of_its_bases_with_their_help():
+    loader = ("batch_size", "eval_batch_size", "num_workers", "seed")
+    generated, words = ("levels", "epoch_size", "val_problems"), ("malformed", "chat", "eval_problems", "positions")
+    for source, own in (
+        (Arithmetic, (*generated, "group_by_length")),
+        (ReasonedArithmetic, (*generated, "group_by_length")),
+        (RPN, (*generated, "group_by_length")),
+        (GSM8K, (*words, "group_by_length", "test_path")),
+        (OmniMath, (*words, "group_by_length", "domains")),
+        (Corpus, ("positions", "window")),
+    ):
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(source)
+        shown = {action.dest: action.help for action in parser._actions}
+        for option in (*loader, *own):
+            assert len(shown[option]) > 10, (source, option)
+        assert ("group_by_length" in shown) == (source is not Corpus)
 
 
 # --- EpochSampler ----------------------------------------------------------------------------------------------------

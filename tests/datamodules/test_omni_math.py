@@ -109,6 +109,14 @@ def test_sets_that_come_out_empty_are_refused_with_their_sizes(tmp_path):
         OmniMath(path).setup("fit")
 
 
+def test_all_splits_of_a_data_set_are_taken_together(path, tokenizer, monkeypatch):
+    splits = {"one": ROWS[:50], "two": ROWS[50:]}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config: splits)
+    by_name, by_path = attached(OmniMath(), tokenizer), attached(OmniMath(path), tokenizer)
+    for name in ("train_set", "val_set", "test_set"):
+        assert getattr(by_name, name) == getattr(by_path, name)
+
+
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Groups of several prompts and sizes, and tokens of other authors: advantages and losses against numbers worked out by hand."""
+"""Groups of several prompts and sizes, and tokens that others wrote: advantages and losses by numbers worked out by hand."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """What is sampled, with which probability, and what a draw may depend on."""
 
+import copy
 import math
 
 import pytest
@@ -27,12 +28,7 @@ MODELS: dict[str, dict] = {
     "gemma3_text": {"config": {"head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}},
     "lfm2": {"config": {"layer_types": ["conv", "full_attention"]}},
 }
-ALL_MODELS = pytest.mark.parametrize("model_type", MODELS)
-OPTIONS = pytest.mark.parametrize(
-    "options",
-    [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}],
-    ids=["temperature", "top_k", "top_p", "all"],
-)
+OPTIONS: list[dict] = [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}]
 
 
 def tiny_policy(model_type: str = "llama", **options) -> Policy:
@@ -45,6 +41,18 @@ def tiny_policy(model_type: str = "llama", **options) -> Policy:
             weight.add_(torch.randn_like(weight), alpha=0.25)
     policy.disable_dropout()
     return policy
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_policy(request) -> Policy:
+    """A policy of each model type in train mode; not to be changed."""
+    return tiny_policy(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Policy:
+    """A policy in train mode; not to be changed."""
+    return tiny_policy()
 
 
 PROMPTS = [[5, 17, 9], [30, 4, 22, 8, 41, 12, 50], [7], [11, 3, 28, 19, 6]]
@@ -62,9 +70,8 @@ def completions(rollouts: Rollouts) -> list[list[int]]:
 # --- greedy ------------------------------------------------------------------------------------------------------
 
 
-@ALL_MODELS
-def test_greedy_tokens_are_those_of_generate(model_type):
-    policy, prompts = tiny_policy(model_type).eval(), prompts_of([0, 1, 2, 3])
+def test_greedy_tokens_are_those_of_generate(any_policy):
+    policy, prompts = copy.deepcopy(any_policy).eval(), prompts_of([0, 1, 2, 3])
     rollouts = Sampler(max_new_tokens=20, temperature=0).sample(policy, prompts, 1, KEY)
     generated = policy.causal_lm.generate(
         input_ids=prompts.ids, attention_mask=prompts.mask.long(), do_sample=False, max_new_tokens=20
@@ -76,41 +83,46 @@ def test_greedy_tokens_are_those_of_generate(model_type):
     assert completions(rollouts) == expected
 
 
-def test_greedy_log_probabilities_are_untempered():
-    policy = tiny_policy()
-    rollouts = Sampler(max_new_tokens=6, temperature=0).sample(policy, prompts_of([0, 1]), 1, KEY)
-    assert torch.allclose(policy.score(rollouts).logprobs, rollouts.logprobs, atol=1e-4)
+def test_greedy_log_probabilities_are_untempered(llama):
+    rollouts = Sampler(max_new_tokens=6, temperature=0).sample(llama, prompts_of([0, 1]), 1, KEY)
+    assert torch.allclose(llama.score(rollouts).logprobs, rollouts.logprobs, atol=1e-4)
 
 
 # --- sampling and scoring agree ----------------------------------------------------------------------------------
 
 
-@OPTIONS
-@ALL_MODELS
-def test_the_learners_ratio_to_the_sampler_is_one(model_type, options):
-    policy = tiny_policy(model_type).train()
+def assert_ratio_is_one(policy: Policy, options: dict) -> None:
     rollouts = Sampler(max_new_tokens=12, **options).sample(policy, prompts_of([0, 1, 2, 3]), 4, KEY)
     scores = policy.score(rollouts)
-    assert bool(((scores.logprobs - rollouts.logprobs).abs() < 1e-4).all())
-    assert bool(((scores.entropies - rollouts.entropies).abs() < 1e-4).all())
+    assert bool(((scores.logprobs - rollouts.logprobs).abs() < 1e-4).all()), options
+    assert bool(((scores.entropies - rollouts.entropies).abs() < 1e-4).all()), options
 
 
-@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}])
-def test_sampled_tokens_lie_in_their_recorded_support(options):
-    rollouts = Sampler(max_new_tokens=12, **options).sample(tiny_policy(), prompts_of([0, 1, 2, 3]), 8, KEY)
-    kept = rollouts.support.ids.split(rollouts.support.counts[rollouts.mask].tolist())
-    sampled = rollouts.completion_ids[rollouts.mask].tolist()
-    assert all(token in ids.tolist() for token, ids in zip(sampled, kept, strict=True))
-    assert int(rollouts.support.counts[~rollouts.mask].sum()) == 0
+def test_the_learners_ratio_to_the_sampler_is_one_for_every_model(any_policy):
+    assert_ratio_is_one(any_policy, OPTIONS[-1])
 
 
-def test_top_k_keeps_k_tokens_at_every_position():
-    rollouts = Sampler(max_new_tokens=12, top_k=5).sample(tiny_policy(), prompts_of([0, 1]), 4, KEY)
+def test_the_learners_ratio_to_the_sampler_is_one_for_every_option(llama):
+    for options in OPTIONS[:-1]:
+        assert_ratio_is_one(llama, options)
+
+
+def test_sampled_tokens_lie_in_their_recorded_support(llama):
+    for options in OPTIONS[1:]:
+        rollouts = Sampler(max_new_tokens=12, **options).sample(llama, prompts_of([0, 1, 2, 3]), 8, KEY)
+        kept = rollouts.support.ids.split(rollouts.support.counts[rollouts.mask].tolist())
+        sampled = rollouts.completion_ids[rollouts.mask].tolist()
+        assert all(token in ids.tolist() for token, ids in zip(sampled, kept, strict=True)), options
+        assert int(rollouts.support.counts[~rollouts.mask].sum()) == 0, options
+
+
+def test_top_k_keeps_k_tokens_at_every_position(llama):
+    rollouts = Sampler(max_new_tokens=12, top_k=5).sample(llama, prompts_of([0, 1]), 4, KEY)
     assert set(rollouts.support.counts[rollouts.mask].tolist()) == {5}
 
 
-def test_without_top_k_and_top_p_no_support_is_recorded():
-    assert Sampler(max_new_tokens=2, temperature=0.7).sample(tiny_policy(), prompts_of([0]), 2, KEY).support is None
+def test_without_top_k_and_top_p_no_support_is_recorded(llama):
+    assert Sampler(max_new_tokens=2, temperature=0.7).sample(llama, prompts_of([0]), 2, KEY).support is None
 
 
 # --- frequencies -------------------------------------------------------------------------------------------------
@@ -147,21 +159,21 @@ def test_draws_are_as_frequent_as_their_chances(options, chances):
     assert chi_square(counts[: len(chances)], chances) < CRITICAL[len(chances) - 1]
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"top_k": 5}])
-def test_sampled_tokens_are_as_frequent_as_the_model_says(options):
-    policy, prompts = tiny_policy("gpt2").eval(), prompts_of([1])
+def test_sampled_tokens_are_as_frequent_as_the_model_says(llama):
+    prompts = prompts_of([1])
     with torch.no_grad():
-        logits = policy.causal_lm(input_ids=prompts.ids).logits[0, -1]
-    likely = (logits / options.get("temperature", 1.0)).topk(options.get("top_k", len(logits)))
-    chances = likely.values.softmax(0)
-    rollouts = Sampler(max_new_tokens=1, **options).sample(policy, prompts, 4000, KEY)
-    counts = rollouts.completion_ids[:, 0].bincount(minlength=len(logits))[likely.indices]
-    assert int(counts.sum()) == 4000
-    # The ten most likely tokens, and all others together.
-    cells = [torch.cat([values[:10], values[10:].sum(0, keepdim=True)]).tolist() for values in (counts, chances)]
-    if options == {"top_k": 5}:
-        cells = [counts.tolist(), chances.tolist()]
-    assert chi_square(*cells) < CRITICAL[len(cells[0]) - 1]
+        logits = llama.causal_lm(input_ids=prompts.ids).logits[0, -1]
+    for options in ({}, {"temperature": 0.7}, {"top_k": 5}):
+        likely = (logits / options.get("temperature", 1.0)).topk(options.get("top_k", len(logits)))
+        chances = likely.values.softmax(0)
+        rollouts = Sampler(max_new_tokens=1, **options).sample(llama, prompts, 4000, KEY)
+        counts = rollouts.completion_ids[:, 0].bincount(minlength=len(logits))[likely.indices]
+        assert int(counts.sum()) == 4000
+        # The ten most likely tokens, and all others together.
+        cells = [torch.cat([values[:10], values[10:].sum(0, keepdim=True)]).tolist() for values in (counts, chances)]
+        if options == {"top_k": 5}:
+            cells = [counts.tolist(), chances.tolist()]
+        assert chi_square(*cells) < CRITICAL[len(cells[0]) - 1], options
 
 
 # --- what top-k and top-p keep -----------------------------------------------------------------------------------
@@ -195,12 +207,13 @@ def test_top_p_keeps_tokens_that_tie_with_the_crossing_one():
     assert kept([0.5, 0.25, 0.25], 0, 0.6) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9, 0.999])
-def test_a_nucleus_of_any_size_is_that_of_a_full_sort(top_p):
+def test_a_nucleus_of_any_size_is_that_of_a_full_sort():
     logp = torch.randn(6, 3000, generator=torch.Generator().manual_seed(3), dtype=torch.float64).log_softmax(-1)
     descending, order = logp.exp().sort(dim=-1, descending=True)
-    expected = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, descending.cumsum(-1) - descending < top_p)
-    assert torch.equal(kept_tokens(logp, 0, top_p), expected)
+    before = descending.cumsum(-1) - descending
+    for top_p in (0.2, 0.5, 0.9, 0.999):
+        expected = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before < top_p)
+        assert torch.equal(kept_tokens(logp, 0, top_p), expected), top_p
 
 
 def test_top_k_keeps_tokens_that_tie_with_the_last():
@@ -213,9 +226,9 @@ def test_top_p_is_taken_of_what_top_k_left():
     assert kept([0.4, 0.3, 0.2, 0.1], 2, 0.6) == [0, 1]
 
 
-@pytest.mark.parametrize("top_k", [0, 3, 100])
-def test_a_top_k_that_keeps_everything_is_none(top_k):
-    assert kept_tokens(torch.zeros(1, 3), top_k, 1.0) is None
+def test_a_top_k_that_keeps_everything_is_none():
+    for top_k in (0, 3, 100):
+        assert kept_tokens(torch.zeros(1, 3), top_k, 1.0) is None, top_k
 
 
 def test_log_probability_and_entropy_are_those_of_the_kept_tokens():
@@ -263,46 +276,44 @@ def test_a_token_outside_the_support_is_never_drawn(seed, uniform, top_k, top_p)
 # --- what a draw depends on --------------------------------------------------------------------------------------
 
 
-def test_the_completions_of_a_group_vary():
-    rows = completions(Sampler(max_new_tokens=12).sample(tiny_policy(), prompts_of([0, 1]), 8, KEY))
+def test_the_completions_of_a_group_vary(llama):
+    rows = completions(Sampler(max_new_tokens=12).sample(llama, prompts_of([0, 1]), 8, KEY))
     assert len({tuple(row) for row in rows[:8]}) == 8
     assert len({tuple(row) for row in rows[8:]}) == 8
 
 
-def test_two_prompts_that_read_the_same_have_their_own_draws():
+def test_two_prompts_that_read_the_same_have_their_own_draws(llama):
     batch = prompts_of([0, 0])
     batch.samples[1] = Sample("", "", "", 77)
-    rows = completions(Sampler(max_new_tokens=12).sample(tiny_policy(), batch, 1, KEY))
+    rows = completions(Sampler(max_new_tokens=12).sample(llama, batch, 1, KEY))
     assert rows[0] != rows[1]
 
 
-@pytest.mark.parametrize("other", [SampleKey(4, 5), SampleKey(3, 6), SampleKey(3, 5, 1)], ids=["seed", "rollout", "round"])
-def test_another_key_gives_other_draws(other):
-    policy, prompts, sampler = tiny_policy(), prompts_of([0, 1]), Sampler(max_new_tokens=12)
-    assert completions(sampler.sample(policy, prompts, 4, KEY)) != completions(sampler.sample(policy, prompts, 4, other))
+def test_another_key_gives_other_draws_and_the_same_key_the_same(llama):
+    def drawn(key: SampleKey) -> list[list[int]]:
+        return completions(Sampler(max_new_tokens=12).sample(llama, prompts_of([0, 1]), 4, key))
+
+    first = drawn(KEY)
+    assert drawn(KEY) == first
+    for other in (SampleKey(4, 5), SampleKey(3, 6), SampleKey(3, 5, 1)):
+        assert drawn(other) != first, other
 
 
-def test_the_same_key_gives_the_same_draws():
-    policy, prompts, sampler = tiny_policy(), prompts_of([0, 1]), Sampler(max_new_tokens=12)
-    assert completions(sampler.sample(policy, prompts, 4, KEY)) == completions(sampler.sample(policy, prompts, 4, KEY))
+def test_draws_do_not_depend_on_the_other_prompts_of_the_batch(any_policy):
+    sampler = Sampler(max_new_tokens=12, temperature=0.9, top_p=0.95)
+    together = completions(sampler.sample(any_policy, prompts_of([0, 1, 2, 3]), 4, KEY))
+    for numbers in ([0], [2], [3, 1, 0, 2]):
+        rows = completions(sampler.sample(any_policy, prompts_of(numbers), 4, KEY))
+        assert rows == [row for number in numbers for row in together[4 * number : 4 * number + 4]], numbers
 
 
-@pytest.mark.parametrize("numbers", [[0], [1], [2], [3], [3, 1, 0, 2], [2, 3]])
-@ALL_MODELS
-def test_draws_do_not_depend_on_the_other_prompts_of_the_batch(model_type, numbers):
-    policy, sampler = tiny_policy(model_type), Sampler(max_new_tokens=12, temperature=0.9, top_p=0.95)
-    together = completions(sampler.sample(policy, prompts_of([0, 1, 2, 3]), 4, KEY))
-    rows = completions(sampler.sample(policy, prompts_of(numbers), 4, KEY))
-    assert rows == [row for number in numbers for row in together[4 * number : 4 * number + 4]]
-
-
-def test_draws_neither_depend_on_the_global_generator_nor_move_it():
-    policy, prompts, sampler = tiny_policy(), prompts_of([0, 1]), Sampler(max_new_tokens=12)
+def test_draws_neither_depend_on_the_global_generator_nor_move_it(llama):
+    prompts, sampler = prompts_of([0, 1]), Sampler(max_new_tokens=12)
     torch.manual_seed(1)
-    first = completions(sampler.sample(policy, prompts, 4, KEY))
+    first = completions(sampler.sample(llama, prompts, 4, KEY))
     after = torch.rand(1)
     torch.manual_seed(2)
-    assert completions(sampler.sample(policy, prompts, 4, KEY)) == first
+    assert completions(sampler.sample(llama, prompts, 4, KEY)) == first
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), after)
 
@@ -319,54 +330,52 @@ def test_uniform_numbers_lie_from_zero_up_to_but_not_one():
 # --- ends --------------------------------------------------------------------------------------------------------
 
 
-def test_a_completion_ends_with_its_first_end_token():
-    policy, prompts, sampler = tiny_policy(), prompts_of([0, 1, 2, 3]), Sampler(max_new_tokens=12)
-    policy.end_tokens = []
-    endless = sampler.sample(policy, prompts, 8, KEY).completion_ids.tolist()
-    policy.end_tokens = [10, 20, 30, 40, 50]
-    rollouts = sampler.sample(policy, prompts, 8, KEY)
+def test_a_completion_ends_with_its_first_end_token(llama, monkeypatch):
+    prompts, sampler, end_tokens = prompts_of([0, 1, 2, 3]), Sampler(max_new_tokens=12), [10, 20, 30, 40, 50]
+    monkeypatch.setattr(llama, "end_tokens", [])
+    endless = sampler.sample(llama, prompts, 8, KEY).completion_ids.tolist()
+    monkeypatch.setattr(llama, "end_tokens", end_tokens)
+    rollouts = sampler.sample(llama, prompts, 8, KEY)
     # The draws are keyed, so ending rows (and dropping them from the batch) only cuts what would have been drawn.
     expected = []
     for row in endless:
-        ends = [place for place, token in enumerate(row) if token in policy.end_tokens]
+        ends = [place for place, token in enumerate(row) if token in end_tokens]
         expected.append(row[: ends[0] + 1] if ends else row)
     assert len({len(row) for row in expected}) > 5
     assert completions(rollouts) == expected
-    assert rollouts.truncated.tolist() == [row[-1] not in policy.end_tokens for row in expected]
+    assert rollouts.truncated.tolist() == [row[-1] not in end_tokens for row in expected]
 
 
-def test_a_completion_that_ends_at_the_limit_is_not_truncated():
-    policy, prompts = tiny_policy(), prompts_of([0])
-    policy.end_tokens = list(range(policy.vocabulary))
-    rollouts = Sampler(max_new_tokens=1).sample(policy, prompts, 2, KEY)
+def test_a_completion_that_ends_at_the_limit_is_not_truncated(llama, monkeypatch):
+    monkeypatch.setattr(llama, "end_tokens", list(range(llama.vocabulary)))
+    rollouts = Sampler(max_new_tokens=1).sample(llama, prompts_of([0]), 2, KEY)
     assert rollouts.lengths.tolist() == [1, 1]
     assert rollouts.truncated.tolist() == [False, False]
 
 
-def test_nothing_is_recorded_behind_the_end_of_a_completion():
-    policy = tiny_policy()
-    policy.end_tokens = [10, 20, 30, 40, 50]
-    rollouts = Sampler(max_new_tokens=12).sample(policy, prompts_of([0, 1, 2, 3]), 8, KEY)
-    behind = ~rollouts.mask
-    assert bool(behind.any())
+def test_nothing_is_recorded_after_the_end_of_a_completion(llama, monkeypatch):
+    monkeypatch.setattr(llama, "end_tokens", [10, 20, 30, 40, 50])
+    rollouts = Sampler(max_new_tokens=12).sample(llama, prompts_of([0, 1, 2, 3]), 8, KEY)
+    after = ~rollouts.mask
+    assert bool(after.any())
     for values in (rollouts.completion_ids, rollouts.logprobs, rollouts.entropies):
-        assert float(values[behind].abs().max()) == 0
+        assert float(values[after].abs().max()) == 0
 
 
-def test_sampling_stops_when_every_completion_has_ended():
-    policy = tiny_policy()
-    policy.end_tokens = list(range(policy.vocabulary))
-    assert Sampler(max_new_tokens=100).sample(policy, prompts_of([0, 1]), 4, KEY).completion_ids.shape == (8, 1)
+def test_sampling_stops_when_every_completion_has_ended(llama, monkeypatch):
+    monkeypatch.setattr(llama, "end_tokens", list(range(llama.vocabulary)))
+    assert Sampler(max_new_tokens=100).sample(llama, prompts_of([0, 1]), 4, KEY).completion_ids.shape == (8, 1)
 
 
 # --- the policy is left as it was --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_mode_of_the_policy_is_restored(training):
-    policy = tiny_policy().train(training)
-    Sampler(max_new_tokens=2).sample(policy, prompts_of([0]), 2, KEY)
-    assert {module.training for module in policy.modules()} == {training}
+def test_the_mode_of_the_policy_is_restored():
+    policy = tiny_policy()
+    for training in (True, False):
+        policy.train(training)
+        Sampler(max_new_tokens=2).sample(policy, prompts_of([0]), 2, KEY)
+        assert {module.training for module in policy.modules()} == {training}
 
 
 def test_dropout_does_not_reach_the_sampler():
@@ -384,16 +393,16 @@ def test_gradient_checkpointing_does_not_change_the_draws():
     assert rows[0] == rows[1]
 
 
-def test_rollouts_carry_no_graph():
-    assert not Sampler(max_new_tokens=2).sample(tiny_policy(), prompts_of([0]), 2, KEY).logprobs.requires_grad
+def test_rollouts_carry_no_graph(llama):
+    assert not Sampler(max_new_tokens=2).sample(llama, prompts_of([0]), 2, KEY).logprobs.requires_grad
 
 
 # --- at the door -------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers():
+def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(llama):
     with pytest.raises(ValueError, match=r"^a prompt of 7 tokens and 122 new ones exceed the model's 128 positions.*$"):
-        Sampler(max_new_tokens=122).sample(tiny_policy(), prompts_of([0, 1]), 2, KEY)
+        Sampler(max_new_tokens=122).sample(llama, prompts_of([0, 1]), 2, KEY)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
@@ -411,23 +420,19 @@ def test_a_model_without_positions_has_no_limit():
     assert Sampler(max_new_tokens=130).sample(policy, prompts_of([0]), 1, KEY).lengths.tolist() == [130]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("max_new_tokens", 0), ("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)],
-)
-def test_a_setting_out_of_range_is_refused_by_name_and_value(name, value):
-    with pytest.raises(ValueError, match=rf"^sampler\.{name} is {value}; write .*$"):
-        Sampler(**{name: value})
+def test_a_setting_out_of_range_is_refused_by_name_and_value():
+    for name, value in [("max_new_tokens", 0), ("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)]:
+        with pytest.raises(ValueError, match=rf"^sampler\.{name} is {value}; write .*$"):
+            Sampler(**{name: value})
 
 
-def test_a_single_token_needs_no_copy_of_the_prompts(monkeypatch):
-    """Groups are often large where one token is sampled, as in RPT without reasoning."""
-    policy = tiny_policy()
+def test_a_single_token_needs_no_copy_of_the_prompts(llama, monkeypatch):
+    """Groups are often large if one token is sampled, as in RPT without reasoning."""
 
     def refuse(*args):
         raise AssertionError("the cache was repeated for rows that never use it")
 
     monkeypatch.setattr("lit_rl.sampling.decoding.repeat_cache", refuse)
-    alone = Sampler(max_new_tokens=1, max_rows=8).sample(policy, prompts_of([0, 1, 2, 3]), 4, KEY)
+    alone = Sampler(max_new_tokens=1, max_rows=8).sample(llama, prompts_of([0, 1, 2, 3]), 4, KEY)
     assert alone.lengths.tolist() == [1] * 16
-    torch.testing.assert_close(alone.logprobs, policy.score(alone).logprobs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.logprobs, llama.score(alone).logprobs, rtol=1e-4, atol=1e-5)

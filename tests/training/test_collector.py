@@ -35,6 +35,11 @@ class FakeActor:
         self.device, self.ranks = torch.device("cpu"), 1
         self.at_the_end = lambda rollouts: rollouts
 
+    @property
+    def keys(self):
+        """Keys of all sampling."""
+        return [call.split(": ")[1] for call in self.calls if call.startswith("generate")]
+
     def render(self, prompts):
         self.calls.append("render")
         return prompts
@@ -53,12 +58,12 @@ class FakeActor:
         return self.at_the_end(rollouts)
 
 
-def collector_of(actor: FakeActor, overlong: Overlong = Overlong()) -> Collector:
-    return Collector(actor, SimpleNamespace(max_new_tokens=2), Length(actor.calls), overlong, 2)
+def collector_of(actor: FakeActor, action: str = "keep") -> Collector:
+    return Collector(actor, SimpleNamespace(max_new_tokens=2), Length(actor.calls), Overlong(action), 2)
 
 
 def test_prompts_become_scored_completions():
-    rollouts = collector_of(FakeActor(), Overlong("mask")).collect(PROMPTS)
+    rollouts = collector_of(FakeActor(), "mask").collect(PROMPTS)
     assert rollouts.prompts.numbers == [101, 100], "as on_rollout_start left them"
     assert rollouts.rewards.tolist() == [1.0, 2.0] * 2
     assert rollouts.parts["length"].tolist() == [1.0, 2.0] * 2
@@ -85,7 +90,7 @@ def test_rollouts_are_counted_and_returned_as_the_last_hook_left_them():
     for number in range(3):
         assert collector.number == number
         assert collector.collect(PROMPTS).prompts.numbers == [100]
-    assert [call[-19:] for call in actor.calls if "generate" in call] == [f"rollout {n}, round 0" for n in range(3)]
+    assert actor.keys == [f"rollout {n}, round 0" for n in range(3)]
 
 
 def test_draws_of_the_last_hook_belong_to_the_rollout_by_their_round():
@@ -99,7 +104,7 @@ def test_draws_of_the_last_hook_belong_to_the_rollout_by_their_round():
 
     actor.at_the_end = draw_twice
     collector.collect(PROMPTS)
-    assert [call[-19:] for call in actor.calls if "generate" in call] == [f"rollout 0, round {n}" for n in range(3)]
+    assert actor.keys == [f"rollout 0, round {n}" for n in range(3)]
     assert actor.calls.count("on_rollout_start") == actor.calls.count("score") == 3
     assert actor.calls.count("on_rollout_end") == 1
     assert collector.number == 1

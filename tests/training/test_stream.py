@@ -33,7 +33,7 @@ class Names(TrainingStream):
 
     def __init__(self, position=0, accumulate=1, ranks=1, early=None, loader=None):
         plan, runtime = BatchPlan(8, ranks, 1, 1, 4 // accumulate, accumulate), SimpleNamespace(position=position)
-        super().__init__(loader or Loader(), plan, runtime)
+        super().__init__(Loader() if loader is None else loader, plan, runtime)
         self.early, self.begun, self.current = early or {}, [], ""
 
     def begin(self):
@@ -136,7 +136,7 @@ def test_a_position_inside_an_accumulation_window_is_refused():
 
 def test_the_scale_undoes_the_mean_over_micro_batches_and_ranks():
     assert Names(accumulate=2).scale == 2
-    assert Names(accumulate=2, ranks=2, loader=Loader()).scale == 4
+    assert Names(accumulate=2, ranks=2).scale == 4
 
 
 def test_loaders_without_batches_or_position_are_refused():
