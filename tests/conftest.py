@@ -1,23 +1,18 @@
-"""What all tests share: quiet threads, tiny models, and the smallest run that is still a real one."""
+"""Quiet threads, tiny models, and the smallest run that is still a real one, for all tests.
+
+Lightning and transformers take seconds to import: functions import them, so that tests without a model start at once.
+"""
 
 import os
 
-# Before torch is imported: spinning threads of one process slow another's small products a hundredfold.
+# Set before torch is imported: spinning threads of one process slow another's small products a hundredfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
-import lightning.pytorch as pl
 import pytest
 import torch
-
-from lit_rl.algorithms import SFT
-from lit_rl.callbacks import HFExport
-from lit_rl.datamodules import Arithmetic
-from lit_rl.evaluation import Evaluation
-from lit_rl.models import PolicySpec
-from lit_rl.tasks.infix import Grammar
 
 torch.set_num_threads(1)
 
@@ -31,21 +26,28 @@ TINY = {
 }
 
 
-def tiny_spec(model_type: str = "llama", dtype: str = "float32", config: dict | None = None, **options) -> PolicySpec:
+def tiny_spec(model_type: str = "llama", dtype: str = "float32", config: dict | None = None, **options):
     """A policy from scratch that runs in milliseconds."""
+    from lit_rl.models import PolicySpec
+
     return PolicySpec(
         config={"model_type": model_type, **TINY, **(config or {})}, tokenizer="arithmetic", dtype=dtype, **options
     )
 
 
-def tiny_data(**options) -> Arithmetic:
+def tiny_data(**options):
     """Sums and differences of one-digit numbers."""
+    from lit_rl.datamodules import Arithmetic
+    from lit_rl.tasks.infix import Grammar
+
     settings = {"batch_size": 8, "epoch_size": 64, "val_problems": 16, "test_problems": 16, "eval_batch_size": 16}
     return Arithmetic(Grammar(max_digits=1), **{**settings, **options})
 
 
-def quiet_trainer(folder, **options) -> pl.Trainer:
+def quiet_trainer(folder, **options):
     """A Trainer without anything that a test did not ask for."""
+    import lightning.pytorch as pl
+
     settings = {
         "accelerator": "cpu",
         "default_root_dir": folder,
@@ -69,6 +71,11 @@ def _same_random_numbers():
 def supervised(tmp_path_factory):
     """The folder of a model that SFT taught the half of the miniature, and its accuracies before and after."""
     from miniature import SMALL, adamw, fit
+
+    from lit_rl.algorithms import SFT
+    from lit_rl.callbacks import HFExport
+    from lit_rl.evaluation import Evaluation
+    from lit_rl.models import PolicySpec
 
     folder = tmp_path_factory.mktemp("sft")
     torch.manual_seed(0)

@@ -81,7 +81,7 @@ def slow_rows(rollouts: Rollouts) -> list[slow.Row]:
         rows = [None] * len(rollouts) if values is None else values.tolist()
         return [row and row[:length] for row, length in zip(rows, rollouts.lengths.tolist(), strict=True)]
 
-    columns = (rollouts.logprobs, rollouts.advantages, rollouts.old_logprobs)
+    columns = (rollouts.logprobs, rollouts.advantages, rollouts.tensors.get("old_logprobs"))
     return [slow.Row(*row) for row in zip(*map(cut, columns), strict=True)]
 
 

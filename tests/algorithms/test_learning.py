@@ -21,7 +21,7 @@ pytestmark = pytest.mark.learning
 def grpo(start, folder, *callbacks):
     module = GRPO(
         PolicySpec(pretrained=str(start)),
-        Sampler(max_new_tokens=6),
+        sampler=Sampler(max_new_tokens=6),
         optimizer=functools.partial(torch.optim.AdamW, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0),
         schedule=Schedule("cosine", warmup_steps=10),
         evaluation=Evaluation(max_new_tokens=6),
@@ -51,7 +51,7 @@ def test_grpo_with_shuffled_rewards_does_not_improve(supervised, tmp_path):
 def ppo(start, folder, *callbacks):
     module = PPO(
         PolicySpec(pretrained=str(start)),
-        Sampler(max_new_tokens=6),
+        sampler=Sampler(max_new_tokens=6),
         critic_warmup=20,
         group_size=8,
         epochs=1,

@@ -126,8 +126,10 @@ def everything():
         "lm_coef": 0.1,
         "objective": Objective(kl_in="reward", top_entropy=0.5, off_policy_threshold=0.1, correction=Correction("truncate")),
     }
-    return GRPO(tiny_spec(), sampler=Sampler(max_new_tokens=4),
-        Length(),
+    return GRPO(
+        tiny_spec(),
+        sampler=Sampler(max_new_tokens=4),
+        reward=Length(),
         optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
         schedule=Schedule("cosine", warmup_steps=2),
         evaluation=Evaluation(max_new_tokens=4),

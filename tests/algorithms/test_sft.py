@@ -54,8 +54,8 @@ def test_loss_is_the_mean_over_target_tokens(tmp_path, completion_only):
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adafactor, bnb.optim.AdamW8bit, bnb.optim.PagedAdamW8bit])
 def test_any_optimizer_trains(tmp_path, optimizer):
     losses = Losses()
-    module = SFT(tiny_spec(config={"hidden_size": 64}), functools.partial(optimizer, lr=1e-2), evaluation=SHORT)
-    quiet_trainer(tmp_path, max_steps=20, callbacks=[losses]).fit(module, tiny_data(epoch_size=200))
+    module = SFT(tiny_spec(config={"hidden_size": 64}), optimizer=functools.partial(optimizer, lr=1e-2), evaluation=SHORT)
+    quiet_trainer(tmp_path, max_steps=10, callbacks=[losses]).fit(module, tiny_data(epoch_size=200))
     assert losses.values[-1] < losses.values[0]
 
 

@@ -19,6 +19,7 @@ from lit_rl.models.loading import load_tokenizer
 from lit_rl.sampling import Sampler
 from lit_rl.sampling.check import check_policy
 from lit_rl.sampling.sampler import SampleKey
+from lit_rl.types import TokenBatch
 
 KINDS = {
     "gpt2": tiny_spec("gpt2"),
@@ -85,17 +86,24 @@ def assert_same_draws_and_gradient(policy: Policy, compiled: Policy) -> None:
     assert torch.equal(drawn.completion_ids, again.completion_ids)
     torch.testing.assert_close(again.logprobs, drawn.logprobs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient(compiled), gradient(policy), rtol=1e-3, atol=1e-5)
-    assert graphs() > 0
 
 
 def assert_same(policy: Policy, compiled: Policy) -> None:
     assert_same_draws_and_gradient(policy, compiled)
     with torch.no_grad():
         torch.testing.assert_close(compiled.score(rows()).logprobs, policy.score(rows()).logprobs, rtol=1e-4, atol=1e-5)
+    # Whole sequences, as SFT has them, are all that is compiled of a model with convolutions.
+    ids, lengths = torch.arange(3, 27).view(4, 6), torch.tensor([6, 3, 5, 6])
+    place = torch.arange(6)
+    sequences = TokenBatch(ids, lengths, (place > 0) & (place < lengths[:, None]))
+    expected = policy.score_sequences(sequences).logprobs
+    torch.testing.assert_close(compiled.score_sequences(sequences).logprobs, expected, rtol=1e-4, atol=1e-5)
+    assert graphs() > 0
 
 
 def test_a_compiled_policy_is_the_same_policy(without_code_generation):
     assert_same_draws_and_gradient(*pair(tiny_spec(config={"num_hidden_layers": 1})))
+    assert graphs() > 0
 
 
 @pytest.mark.long

@@ -79,6 +79,7 @@ class Batch:
         self.logprobs, self.entropies = self.table(draw, -3, -0.5), self.table(draw, 0.1, 2)
         drift = torch.linspace(-0.3, 0.3, 8, dtype=torch.float64)[torch.tensor(draw.sample(range(8), 8)), None]
         sampler = self.logprobs + self.table(draw, -0.6, 0.6) + drift
+        sampler += self.table(draw, -9, 9) * ~self.sampled
         old = sampler + self.table(draw, -0.5, 0.5)
         signs = torch.tensor([[draw.choice([-1, -1, 0, 1, 1]) for _ in range(WIDTH)] for _ in lengths])
         advantages = self.table(draw, 0.2, 2) * signs

@@ -40,7 +40,8 @@ class Runtime(SimpleNamespace):
 def mixed(**fields) -> Rollouts:
     """Rows that are told apart by their tokens; others wrote the second token of each longer row."""
     rows = [[number + 1] * length for number, length in enumerate(LENGTHS)]
-    prompts = prompts_of(*[[4] * (1 + n % 3) for n in range(13)], completions=[[1] * (n % 4) for n in range(13)])
+    widths = [1, 2, 3, 8, 7, 3, 1, 2, 3, 1, 2, 3, 1]
+    prompts = prompts_of(*[[4] * width for width in widths], completions=[[1] * (n % 4) for n in range(13)])
     sampled = torch.tensor([[t < length and t != 1 for t in range(5)] for length in LENGTHS])
     return rollouts_of(prompts, 1, rows, prompt=PROMPT, group=GROUP, sampled=sampled, advantages=sampled * 1.0, **fields)
 
@@ -85,9 +86,9 @@ def test_minibatches_and_micro_batches_hold_whole_groups():
     batches = list(experience)
     assert len(batches) == len(experience) == 8
     dealt = [groups_of(batch) for batch in batches]
-    # Tokens, prompts once: groups 0 to 3 have 6 + 6, 2 + 1, 2 + 2 and 6 + 4; groups 4 to 7 have 8 + 5, 5 + 1, 2 + 2, 6 + 4.
-    # Dearest first to the cheaper part: 12 + 3 and 10 + 4, 13 + 4 and 10 + 6.
-    assert dealt == [[0, 1], [2, 3], [4, 6], [5, 7]] * 2
+    # Tokens, prompts once: groups 0 to 3 have 6 + 6, 2 + 8, 2 + 7 and 6 + 4; groups 4 to 7 have 8 + 5, 5 + 1, 2 + 2, 6 + 4.
+    # Dearest first to the cheaper part: 12 + 9 and 10 + 10, 13 + 4 and 10 + 6.
+    assert dealt == [[0, 2], [1, 3], [4, 6], [5, 7]] * 2
     assert [batch.first for batch in batches] == [True, False] * 4
     assert [batch.last for batch in batches] == [False, True] * 4
     assert [batch.on_policy for batch in batches] == [True, True] + [False] * 6

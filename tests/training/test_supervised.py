@@ -19,7 +19,9 @@ class OneBatch(Loader):
 
 def test_a_step_is_cut_by_tokens_and_weighted_by_targets():
     runtime = SimpleNamespace(position=0, sum=lambda values: 2 * values)  # another rank has as many
-    stream = SupervisedStream(OneBatch(1), BatchPlan(8, 2, 1, 1, 1, 2), runtime, lambda batch: supervised_rows(batch, PAD, None))
+    stream = SupervisedStream(
+        OneBatch(1), BatchPlan(8, 2, 1, 1, 1, 2), runtime, lambda batch: supervised_rows(batch, PAD, None)
+    )
     first, second = list(stream)
     # Dealt by tokens, longest first: 8 to the first, 4 and 4 to the second, 3 to the first.
     assert [batch.rows.lengths.tolist() for batch in (first, second)] == [[8, 3], [4, 4]]
