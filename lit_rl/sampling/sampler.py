@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_rl.models.policy import Policy
-from lit_rl.rollouts import Rollouts, Support
+from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.decoding import DecodingBatch
 from lit_rl.sampling.top_k_top_p import SampledTokens, sample_tokens
+from lit_rl.support import Support
 from lit_rl.types import PromptBatch
 
 

@@ -56,7 +56,7 @@ def test_filtering_a_corpus_is_measured_twice(lines):
 
 def test_the_trainer_is_measured_beside_bare_loops(lines):
     (line,) = lines("overhead", *TINY)
-    assert line["overhead/bare"] == pytest.approx(line["trainer/seconds"] / line["bare/seconds"] - 1, abs=0.05)
+    assert line["overhead/bare"] == pytest.approx(line["trainer/seconds"] / line["bare/seconds"] - 1, abs=0.2)
 
 
 def test_the_error_of_cut_windows_is_measured_by_context(lines, tmp_path):

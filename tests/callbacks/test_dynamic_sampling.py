@@ -357,7 +357,7 @@ def ranks(tmp_path_factory):
     output = {"cwd": file.parent, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     processes = [subprocess.Popen(command, env={**environment, "LOCAL_RANK": rank}, **output) for rank in "01"]
     try:
-        texts = [process.communicate(timeout=300)[0].decode() for process in processes]
+        texts = [process.communicate(timeout=1800)[0].decode() for process in processes]
     finally:
         for process in processes:
             process.kill()

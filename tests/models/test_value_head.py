@@ -105,6 +105,14 @@ def test_a_truncated_row_is_asked_for_one_value_more():
     torch.testing.assert_close(after, slow_values(policy, [4, 5], [6, 7])[-1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_longest_row_need_not_be_the_truncated_one():
+    policy = critic()
+    longer = with_bootstrap_position(rollouts_of(prompts_of([4, 5]), 2, [[6, 7], [8]], truncated=torch.tensor([False, True])))
+    values = policy.values(longer)
+    assert values.shape == (2, 2)
+    torch.testing.assert_close(values[1, 1], slow_values(policy, [4, 5], [8])[-1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shares", [True, False], ids=["shared prompts", "whole rows"])
 def test_a_row_may_be_truncated_where_the_models_positions_end(shares):
     """The value after its last token is asked for at that token, and not at a position that does not exist."""
