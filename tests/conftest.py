@@ -69,7 +69,7 @@ def _same_random_numbers():
 
 @pytest.fixture(scope="session")
 def supervised(tmp_path_factory):
-    """The folder of a model that SFT taught the half of the miniature, and its accuracies before and after."""
+    """The folder of a model that SFT taught about two thirds of the miniature, and its accuracies before and after."""
     from miniature import SMALL, adamw, fit
 
     from lit_rl.algorithms import SFT
@@ -82,5 +82,5 @@ def supervised(tmp_path_factory):
     module = SFT(
         PolicySpec(config=SMALL, tokenizer="arithmetic"), optimizer=adamw(3e-3), evaluation=Evaluation(max_new_tokens=6)
     )
-    before, after = fit(module, folder, 110, 64, HFExport())
+    before, after = fit(module, folder, 160, 64, HFExport())
     return folder / "export", before, after

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_rollouts import prompts_of, rollouts_of
+from tiny_rollouts import prompts_of, repeated, rollouts_of
 
 from lit_rl.fields import field
 from lit_rl.rollouts import PerToken, Rollouts
@@ -229,15 +229,6 @@ def test_selected_groups_bring_their_support():
 
 
 # --- merging equal rows ------------------------------------------------------------------------------------------
-
-
-def repeated() -> Rollouts:
-    """Six rows of two prompts; rows 0 and 2 are equal, and 3, 4 and 5."""
-    rows = [[8, 2], [3], [8, 2], [8, 2], [8, 2], [8, 2]]
-    logprobs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0], [-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0]])
-    advantages = torch.tensor([0.5, -1.0, 0.5, 2.0, 2.0, 2.0])[:, None].repeat(1, 2)
-    fields = {"logprobs": logprobs, "entropies": -logprobs, "advantages": advantages}
-    return rollouts_of(prompts_of([4, 5, 6], [7]), 3, rows, **fields)
 
 
 def test_equal_rows_of_one_prompt_become_one_with_their_count():

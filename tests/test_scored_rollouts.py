@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_spec
-from test_rollouts import repeated
-from tiny_rollouts import prompts_of, rollouts_of
+from tiny_rollouts import prompts_of, repeated, rollouts_of
 
 from lit_rl.models import Policy
 from lit_rl.models.loading import load_tokenizer

@@ -38,3 +38,12 @@ def completions_of(samples: list[Sample], texts: list[str], truncated: list[bool
     prompts = PromptBatch.pad([[1] for _ in samples], [[] for _ in samples], samples, PAD)
     cut = torch.tensor(truncated or [False] * len(texts))
     return rollouts_of(prompts, len(texts) // len(samples), [[1]] * len(texts), texts=texts, truncated=cut)
+
+
+def repeated() -> Rollouts:
+    """Six rows of two prompts; rows 0 and 2 are equal, and 3, 4 and 5."""
+    rows = [[8, 2], [3], [8, 2], [8, 2], [8, 2], [8, 2]]
+    logprobs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0], [-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0]])
+    advantages = torch.tensor([0.5, -1.0, 0.5, 2.0, 2.0, 2.0])[:, None].repeat(1, 2)
+    fields = {"logprobs": logprobs, "entropies": -logprobs, "advantages": advantages}
+    return rollouts_of(prompts_of([4, 5, 6], [7]), 3, rows, **fields)

@@ -196,7 +196,7 @@ class PolicyGradient(PolicyModule):
 
         Args:
             rollouts: whole rollouts.
-            score: rollouts (n rows, t tokens) -> (n, t + columns).
+            score: rollouts (n rows, t tokens) -> (n, t) to (n, t + columns).
             columns: columns that ``score`` adds.
         """
         scores = pad(torch.zeros_like(rollouts.logprobs), (0, columns))
