@@ -42,15 +42,18 @@ class Arithmetic(GeneratedData[Grammar]):
         self.digit_order, self.scratchpad, self.positions = digit_order, scratchpad, positions
 
     def setup(self, stage: str) -> None:
+        # Evaluation follows neither the level nor the run's seed: runs of one grammar answer the same problems.
         draw = partial(held_out_problems, self.grammar, digit_order=self.digit_order, scratchpad=self.scratchpad)
         self.val_set, val_keys = draw(self.val_problems, HELD_OUT_SEED)
         self.test_set, test_keys = draw(self.test_problems, HELD_OUT_SEED + 1, exclude=val_keys)
         self.problems = ArithmeticProblems(
+            # A second `setup`, such as the one of `test` after `fit`, keeps the level that the curriculum reached.
             self.levels[self.level],
             self.epoch_size,
             self.seed,
             digit_order=self.digit_order,
             scratchpad=self.scratchpad,
+            # Canonical texts: spaces and redundant parentheses must not carry a held-out problem into training.
             held_out=val_keys | test_keys,
         )
         self.train_set = self.problems

@@ -65,6 +65,7 @@ class EpochSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         per_batch = self.batch_size * self.num_replicas
         order = self._order()[: len(self) * self.num_replicas]
+        # A window holds whole global batches, and its end does not depend on the first batch.
         window = per_batch * (SORTED_BATCHES if self.group_by_length else 1)
         # A resumed epoch begins at the window of its first batch: sorting needs the whole window.
         for start in range(self.first_batch * per_batch // window * window, len(order), window):
@@ -77,13 +78,17 @@ class EpochSampler(DistributedSampler):
     def _order(self) -> torch.Tensor:
         size = len(self.dataset)  # type: ignore[arg-type]
         if self.endless:
+            # The source draws at random already: a permutation would add nothing.
             return torch.arange(self.epoch * size, (self.epoch + 1) * size)
+        # Seeded by the pair: by a sum, epoch 1 of seed 0 would be epoch 0 of seed 1.
         return torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(size))
 
     def _by_length(self, places: torch.Tensor, per_batch: int, start: int) -> torch.Tensor:
+        # Every rank reads the samples of all ranks: the batches are then the same for any number of ranks.
         samples = [self.dataset[place] for place in places.tolist()]
         lengths = torch.tensor([sum(map(len, (each.prompt, each.completion, each.context, each.target))) for each in samples])
-        batches = places[lengths.argsort(stable=True)].view(-1, per_batch)
+        # Stable, since ranks must agree on the order of equal lengths.
+        batches = places[lengths.argsort(stable=True)].view(-1, per_batch)  # (batches, per_batch)
         # Shuffled, so that short batches don't all come first.
         shuffled = np.random.default_rng([self.seed, self.epoch, start]).permutation(len(batches))
         return batches[shuffled].flatten()
@@ -91,9 +96,11 @@ class EpochSampler(DistributedSampler):
 
 def collate(tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> PromptBatch:
     """Tokenize samples into a batch; completions get the end token. Token ids of positions and windows stay as they are."""
+    # A data set holds either texts or token ids, so the first sample speaks for all.
     if samples[0].context:
         contexts, targets = [list(sample.context) for sample in samples], [list(sample.target) for sample in samples]
         return PromptBatch.pad(contexts, targets, samples, tokenizer.pad_token_id)
+    # Prompts write their special tokens out: a tokenizer may add a second <bos>, and one inside the row, before the completion.
     prompts = tokenizer([sample.prompt for sample in samples], add_special_tokens=False)["input_ids"]
     completions = tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]
     # An empty completion stands for a source without solutions, not for a solution that ends at once.
@@ -142,6 +149,7 @@ class PromptDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         """The module's training data, made from a loader of prompts."""
         ranks = self.trainer.world_size
+        # `BatchPlan` refuses a batch size that does not divide.
         size = self.batch_size // ranks
         sampler = EpochSampler(
             self.train_set,
@@ -175,6 +183,7 @@ class PromptDataModule(pl.LightningDataModule):
 
     def take_positions(self, spec: PositionSpec) -> None:
         """Replace the samples of all three sets by positions inside them."""
+        # Positions of one epoch's problems are a finite set, which the sampler must permute.
         self.endless = False
         pieces = token_bytes(self.tokenizer)
         for name in ("train_set", "val_set", "test_set"):
@@ -188,6 +197,7 @@ class PromptDataModule(pl.LightningDataModule):
         return windows_of_samples(name, getattr(self, name), self.tokenizer)
 
     def _evaluation_loader(self, samples: Sequence[Sample]) -> DataLoader:
+        # Lightning keeps a DistributedSampler as it is; its own for evaluation repeats some.
         # No repeats: every rank answers its own problems, and none is counted twice.
         sampler = UnrepeatedDistributedSampler(
             samples, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False

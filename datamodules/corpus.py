@@ -76,6 +76,7 @@ class Corpus(PromptDataModule):
             )
 
     def prepare_data(self) -> None:
+        # One process per node runs this; `setup` reads the same files on every rank.
         source, identity = find_source(self.path, self.field)
         write_cache(self._folder(identity), read_source(source, self.field), self.tokenizer)
 
@@ -84,6 +85,7 @@ class Corpus(PromptDataModule):
         cache = read_cache(self._folder(find_source(self.path, self.field)[1]))
         ends, parts = self._divide(cache)
         windows = slide(cache.ids, ends, self.window, self.context_tokens, self.stride)
+        # A document without tokens repeats an end; the first of equal ends is the document with windows, so side is left.
         owner = parts[np.searchsorted(ends, windows.limits)]  # (W)
         self.train_set = self._samples(windows.select(owner == TRAIN), TRAIN)
         self.val_set = self._samples(windows.select(owner == VAL), VAL)  # type: ignore[assignment]
@@ -100,10 +102,13 @@ class Corpus(PromptDataModule):
     def _divide(self, cache: TokenCache) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(D) ends of the documents and (D) the set of each; a single document becomes three."""
         if len(cache.ends) == 1:
+            # Cut in order, not at random: held-out text then lies after all text that was trained on.
             shares = np.array([1 - self.val_share - self.test_share, 1 - self.test_share, 1.0])
             return (shares * cache.ends[0]).round().astype(np.int64), np.array([TRAIN, VAL, TEST])
-        draws = cache.hashes / 2.0**64  # (D) in [0, 1)
+        draws = cache.hashes / 2.0**64  # (D) in [0, 1]: the highest hashes are rounded to 1
+        # Test comes first: another val_share moves no document into or out of the test set.
         limits = np.array([self.test_share, self.test_share + self.val_share])
+        # Side right: a draw equal to a limit is above it, so a share of 0 gets no document.
         return np.array(cache.ends), np.array([TEST, VAL, TRAIN])[np.searchsorted(limits, draws, side="right")]
 
     def _samples(self, windows: Windows, part: int) -> WindowSamples:
@@ -118,6 +123,7 @@ class Corpus(PromptDataModule):
         return WindowSamples(windows, int(self.tokenizer.eos_token_id))
 
     def _check_window(self) -> None:
+        # Before the first batch: an index beyond the position table fails on a GPU without a readable reason.
         longest = _model_positions(self.trainer.lightning_module.policy_spec)
         if longest is not None and self.window > longest:
             raise ValueError(f"data.window is {self.window}, but the model has {longest} positions; write {longest} or less.")

@@ -42,10 +42,12 @@ def find_source(path: str, name: str) -> tuple[list[Path] | Any, Any]:
     """
     place = Path(path).expanduser()
     if place.exists():
+        # Sorted: the order of a folder's entries differs between file systems, and the identity depends on it.
         files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
         files = [file for file in files if not file.name.startswith(".")]
         if not files:
             raise ValueError(f"data.path: the folder {path!r} is empty; give one that holds text files.")
+        # Size and time of change stand for the content: hashing would read the whole corpus at every start.
         states = [(str(file.resolve()), file.stat()) for file in files]
         return files, [name, [[full, state.st_size, state.st_mtime_ns] for full, state in states]]
     data = _data_set(path)
@@ -55,6 +57,7 @@ def find_source(path: str, name: str) -> tuple[list[Path] | Any, Any]:
 
 
 def _data_set(path: str) -> Any:
+    # A hub name has one slash at most: a mistyped path is refused here, without asking the network.
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ValueError(f"data.path: {path!r} does not exist; give a text file, a folder, a JSONL file or a data set's name.")
     import datasets  # takes seconds, and files do not need it
@@ -77,6 +80,7 @@ def read_source(source: list[Path] | Any, name: str) -> Iterator[Piece]:
         for number, row in enumerate(source):
             yield Piece(row[name], True, (number + 1) / len(source), f"row {number}")
         return
+    # At least 1: a folder of empty files would divide by zero.
     total, before = max(1, sum(file.stat().st_size for file in source)), 0
     for file in source:
         for text, last, end, place in _json_lines(file, name) if file.suffix in (".jsonl", ".ndjson") else _text(file):
@@ -92,12 +96,14 @@ def _text(file: Path) -> Iterator[_Stretch]:
     lines: list[bytes] = []
     start = size = 0
     with file.open("rb") as handle:
+        # Bytes split at newlines alone: no character of UTF-8 is cut, and offsets count bytes.
         for line in handle:
             if size >= PIECE_BYTES and not line[:1].isspace():
                 yield _Stretch(_decode(lines, file, start), False, start + size, str(file))
                 lines, start, size = [], start + size, 0
             lines.append(line)
             size += len(line)
+    # Also for an empty file, which is a document without tokens.
     yield _Stretch(_decode(lines, file, start), True, start + size, str(file))
 
 

@@ -37,6 +37,7 @@ class GeneratedData(PromptDataModule, ABC, Generic[GrammarT]):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        # The target grammar is the last level: with levels but without the callback, training stays on the easiest.
         self.grammar, self.levels, self.level = grammar, [*(levels or []), grammar], 0
         self.epoch_size, self.val_problems, self.test_problems = epoch_size, val_problems, test_problems
 
@@ -46,4 +47,5 @@ class GeneratedData(PromptDataModule, ABC, Generic[GrammarT]):
     def set_level(self, level: int) -> None:
         """Train on a level (0 is the first) from the next epoch on."""
         self.level = level
+        # Assigned, not rebuilt: the loader and its sampler hold this data set.
         self.problems.grammar = self.levels[level]

@@ -56,6 +56,7 @@ class GSM8K(WordProblems[Problem]):
                     f"data.test_path: {self.test_path!r} is not a file; give GSM8K's test file, or the folder of both as path."
                 )
             return {"train": path, "test": Path(self.test_path)}
+        # Exactly one file per part: a second one, such as a filtered copy, must not be taken by the order of names.
         found = {split: sorted(path.glob(f"*{split}*.jsonl")) for split in SPLITS}
         for split, files in found.items():
             if len(files) != 1:
@@ -73,12 +74,15 @@ class GSM8K(WordProblems[Problem]):
 
     def _read(self, row: Any) -> Problem:
         question, solution = field(row, "question", str), field(row, "answer", str)
+        # The last marker: a solution may write one earlier.
         _, marker, answer = solution.rpartition(MARKER)
         if not marker or not answer.strip():
             raise ValueError(f"the solution in 'answer' does not end in a line {MARKER} <number>")
+        # Without the marks by default: no policy here has the calculator that they call.
         return Problem(question, solution if self.calculator_marks else CALCULATOR_MARK.sub("", solution), answer.strip())
 
     def _divide(self, parts: dict[str, list[tuple[int, Problem]]]) -> dict[SetName, list[tuple[int, Problem]]]:
+        # A question of both files would be learned by heart before it is tested.
         tested = {problem.question for _, problem in parts["test"]}
         sets: dict[SetName, list[tuple[int, Problem]]] = {"train": [], "val": [], "test": parts["test"]}
         for number, problem in parts["train"]:

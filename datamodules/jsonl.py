@@ -31,6 +31,7 @@ def read_jsonl(path: str | Path, read: Callable[[Any], T], malformed: Malformed)
     Raises:
         ValueError: for a malformed row, with file and line number.
     """
+    # As bytes: a line that is not UTF-8 is then one row's fault, with its number, and does not end the whole file.
     with Path(path).open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         yield from _read_each(lines, lambda line: read(parse_line(line)), malformed, f"{path}, line")
@@ -65,7 +66,7 @@ def parse_line(line: bytes) -> Any:
         ValueError: if there is none, with a message of one line.
     """
     try:
-        return json.loads(line.decode("utf-8-sig").rstrip())
+        return json.loads(line.decode("utf-8-sig").rstrip())  # some editors begin a file with a byte-order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -84,6 +85,7 @@ def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
         raise ValueError(f"a {type(row).__name__}, not an object; write {{{json.dumps(name)}: ...}}")
     if name not in row:
         raise ValueError(f"field {name!r} is missing; there is {', '.join(map(str, row)) or 'an empty object'}")
+    # True is an int to Python, but not a number in a row.
     if not isinstance(row[name], kind) or isinstance(row[name], bool):
         wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"field {name!r} is of type {type(row[name]).__name__}; write {wanted}")
@@ -94,6 +96,7 @@ def thin_out(rows: list[T], count: int) -> list[T]:
     """``count`` rows, evenly spread; 0 keeps all."""
     if not 0 < count < len(rows):
         return rows
+    # Fewer places than rows, so no row comes twice.
     return [rows[place * len(rows) // count] for place in range(count)]
 
 
@@ -112,6 +115,7 @@ def _read_each(rows: Iterable[tuple[int, Any]], read: Callable[[Any], T], malfor
         else:
             # Outside the try: errors of the consumer are not the row's.
             yield value
+    # One warning after the last row: a warning for each would bury the log.
     if faults:
         shown = ", ".join(map(str, faults[:WARNED_ROWS])) + (", ..." if len(faults) > WARNED_ROWS else "")
         rank_zero_warn(f"{place} {shown}: left out {len(faults)} malformed; the first: {reason}")

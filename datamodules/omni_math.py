@@ -69,6 +69,7 @@ class OmniMath(WordProblems[OlympiadProblem]):
         return {"all": path}
 
     def _tables(self, splits: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        # The published data set has one split, which says nothing about what may be trained on.
         return {"all": list(chain.from_iterable(splits.values()))}
 
     def _read(self, row: Any) -> OlympiadProblem:
@@ -80,6 +81,7 @@ class OmniMath(WordProblems[OlympiadProblem]):
 
     def _divide(self, parts: dict[str, list[tuple[int, OlympiadProblem]]]) -> dict[SetName, list[tuple[int, OlympiadProblem]]]:
         sets: dict[SetName, list[tuple[int, OlympiadProblem]]] = {"train": [], "val": [], "test": []}
+        # The numbers were given before the filter: sampling is keyed by them, so filters leave a problem's draws alone.
         for number, problem in self._filter(parts["all"]):
             sets[set_of(problem.question, self.val_share, self.test_share)].append((number, problem))
         return sets
@@ -94,6 +96,7 @@ class OmniMath(WordProblems[OlympiadProblem]):
         if not kept:
             levels = [problem.difficulty for _, problem in problems]
             there = f"have difficulties from {min(levels)} to {max(levels)}" if levels else "are there"
+            # The second level of the paths, such as Algebra: all levels would be too many for one line.
             names = sorted({name for _, problem in problems for path in problem.domains for name in path.split(" -> ")[1:2]})
             raise ValueError(
                 f"data: none of {len(problems)} problems is left by min_difficulty {self.min_difficulty}, "
@@ -103,6 +106,7 @@ class OmniMath(WordProblems[OlympiadProblem]):
         return kept
 
     def _passes(self, problem: OlympiadProblem) -> bool:
+        # Framed by `> ` and ` -`, every name of a path has the same delimiters, the first and the last too.
         # Whole names: Algebra does not match Intermediate Algebra.
         named = [name for name in self.domains or [] if any(f"> {name} -" in f"> {path} -" for path in problem.domains)]
         return self.min_difficulty <= problem.difficulty <= self.max_difficulty and (bool(named) or not self.domains)

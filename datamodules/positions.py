@@ -40,7 +40,7 @@ class Positions(Dataset[Sample]):
 
     def __init__(self, windows: Windows, pieces: list[bytes], labels_length: int) -> None:
         self.windows, self.pieces, self.labels_length = windows, pieces, labels_length
-        self.places: NDArray[np.integer] = np.arange(windows.num_targets)
+        self.places: NDArray[np.integer] = np.arange(windows.num_targets)  # (kept positions) numbers of targets
         self.entropies: NDArray[np.floating] | None = None
         """(windows.num_targets) nats of each target by a proxy model, NaN if the model did not compute it."""
 
@@ -57,11 +57,14 @@ class Positions(Dataset[Sample]):
             self.places = self.places[np.arange(count) * len(self) // count]
 
     def __getitem__(self, index: int) -> Sample:
+        # The number among all targets, not the index: sampling is keyed by it, so a filter leaves a position's draws alone.
         number = int(self.places[index])
         window, place = self.windows.locate(number)
         context = self.windows.ids[self.windows.starts[window] : place].tolist()
+        # Up to the document's end, not the window's: the true continuation runs on in the next window.
         target = self.windows.ids[place : min(place + self.labels_length, int(self.windows.limits[window]))].tolist()
         reference = write_pieces([self.pieces[token] for token in target])
+        # By number: a filter shortens the places, not the entropies.
         entropy = None if self.entropies is None else float(self.entropies[number])
         return Sample("", "", reference, number, context, target, entropy)
 
@@ -83,6 +86,7 @@ class WindowSamples(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         windows = self.windows
         start, first, stop = (int(array[index]) for array in (windows.starts, windows.firsts, windows.ends))
+        # Only the document's own end is an end: at the end of other windows the text goes on.
         target = windows.ids[first:stop].tolist() + ([self.end] if stop == windows.limits[index] else [])
         return Sample("", "", "", index, windows.ids[start:first].tolist(), target)
 
@@ -98,6 +102,7 @@ def windows_of_samples(name: str, samples: Dataset[Sample], tokenizer: PreTraine
     whole = list(samples)  # type: ignore[call-overload]
     rank_zero_info(f"data.{name}: {len(whole):,} samples are tokenized into positions")
     kept = [sample for sample in whole if sample.completion]
+    # Tokenized apart, as `collate` does: one text might join a token across the border.
     prompts = tokenizer([sample.prompt for sample in kept], add_special_tokens=False)["input_ids"]
     completions = tokenizer([sample.completion for sample in kept], add_special_tokens=False)["input_ids"]
     return Windows.of_documents(prompts, completions)

@@ -42,9 +42,11 @@ class Demonstrations(Dataset[Sample]):
 
 def demonstrate(sample: Sample) -> Sample:
     """Reasoning and prediction at a random place of the problem's result."""
+    # Another seed than the kind's: that draw is below `share` for every demonstration, so places would not be uniform.
     draw, result = Random(f"{sample.prompt}/place"), sample.completion
     place = draw.randrange(len(result))
     said = result[place : draw.randint(place + 1, len(result))]
+    # The whole rest: a prediction may say more or fewer characters than the demonstration does.
     reference = write_pieces([character.encode() for character in result[place:]])
     return Sample(
         f"{sample.prompt}{result[:place]}<think>", f"{result[::-1]}</think>\\boxed{{{said}}}", reference, sample.number

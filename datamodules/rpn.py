@@ -27,6 +27,7 @@ class RPN(GeneratedData[RPNGrammar]):
             raise ValueError(f"data.levels have moduli {sorted(moduli)}; write the grammar's {self.grammar.modulus} in all.")
 
     def setup(self, stage: str) -> None:
+        # The hash of a prompt decides its set, so training needs no list of held-out problems.
         self.val_set = held_out_problems(self.grammar, self.val_problems, "val")
         self.test_set = held_out_problems(self.grammar, self.test_problems, "test")
         self.problems = RPNProblems(self.levels[self.level], self.epoch_size, self.seed)

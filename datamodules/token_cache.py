@@ -49,6 +49,7 @@ class TokenCache(NamedTuple):
 
 def cache_key(source: Any, tokenizer: Any) -> str:
     """Name of a source's tokens under a tokenizer; the source is anything that JSON holds."""
+    # The backend's JSON holds merges and pre-tokenizer too: equal vocabularies may cut a text differently.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(json.dumps([source, vocabulary]).encode()).hexdigest()[:24]
@@ -56,6 +57,7 @@ def cache_key(source: Any, tokenizer: Any) -> str:
 
 def read_cache(folder: Path) -> TokenCache:
     """Open the cache that `write_cache` wrote."""
+    # The suffix is the dtype: raw ids have no header that says it.
     (file,) = folder.glob("ids.*")
     ends, hashes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ends", "hashes"))
     return TokenCache(np.memmap(file, dtype=file.suffix[1:], mode="r"), ends, hashes)
@@ -78,6 +80,7 @@ def write_cache(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> None:
 def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> int:
     """Fill the three files of a cache, and return the number of tokens."""
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    # Ends and hashes fit in memory: one number each per document.
     ends: list[int] = []
     hashes: list[int] = []
     tokens, digest = 0, hashlib.blake2b(digest_size=8)
@@ -87,12 +90,14 @@ def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> int:
             for piece, ids in zip(batch, _encode(batch, tokenizer), strict=True):
                 np.array(ids, dtype=dtype).tofile(file)
                 tokens += len(ids)
+                # Over the text, not the ids: a document is in the same set under any tokenizer.
                 digest.update(piece.text.encode())
                 if piece.last:
                     ends.append(tokens)
                     hashes.append(int.from_bytes(digest.digest(), "big"))
                     digest = hashlib.blake2b(digest_size=8)
             progress.update(bar, completed=batch[-1].done)
+    # An empty file cannot be memory-mapped.
     if not tokens:
         raise ValueError("data.path: the corpus is empty: no text was found in it; give a file that holds some.")
     np.save(folder / "ends.npy", np.array(ends, dtype=np.int64))
@@ -116,6 +121,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 def _encode(batch: list[Piece], tokenizer: Any) -> list[list[int]]:
     try:
+        # No special tokens: pieces of a document are joined. Not verbose: it would warn that texts exceed the model's length.
         encoded = tokenizer([piece.text for piece in batch], add_special_tokens=False, verbose=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
         places = batch[0].place if len(batch) == 1 else f"{batch[0].place} to {batch[-1].place}"

@@ -75,6 +75,7 @@ class WordProblems(PromptDataModule, ABC, Generic[ProblemT]):
         self._open()  # reads nothing yet, but refuses missing files and data sets
 
     def setup(self, stage: str) -> None:
+        # Numbered before problems are filtered or divided: sampling is keyed by the number.
         sets = self._divide({name: list(enumerate(problems)) for name, problems in self._open().items()})
         if not all(sets.values()):
             train, val, test = (len(sets[name]) for name in ("train", "val", "test"))
@@ -82,6 +83,7 @@ class WordProblems(PromptDataModule, ABC, Generic[ProblemT]):
                 f"data: {train} training, {val} validation and {test} test problems, but no set may be empty; {self.remedy}."
             )
         self.train_set = self._samples(sets["train"])  # type: ignore[assignment]  # a list serves
+        # Thinned out evenly, not cut: files may be sorted by difficulty or topic.
         self.val_set = self._samples(thin_out(sets["val"], self.eval_problems))
         self.test_set = self._samples(thin_out(sets["test"], self.eval_problems))
         if self.positions:
@@ -120,6 +122,7 @@ class WordProblems(PromptDataModule, ABC, Generic[ProblemT]):
     def _prompt(self, question: str) -> str:
         if self.positions:  # the policy's RPT template asks
             return f"{question}\n\n"
+        # Special tokens are written out, as `collate` adds none.
         return ask(f"{question}\n\n{self.instruction}", self.tokenizer, self.chat)
 
 

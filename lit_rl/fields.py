@@ -34,5 +34,6 @@ def field(required: bool = False, default: Callable[[Any], Tensor] | None = None
 
 def fields_of(container: type) -> dict[str, Field]:
     """Fields of a class and its bases by name, in the order of declaration."""
+    # `vars` and not `getattr`, which on the class would call `__get__`, and that raises. Bases first: a subclass overrides.
     declared = [vars(base).items() for base in reversed(container.__mro__)]
     return {name: value for items in declared for name, value in items if isinstance(value, Field)}

@@ -16,6 +16,7 @@ def new_file(path: Path) -> Iterator[Path]:
     new = _beside(path, "new")
     try:
         yield new
+        # Atomic within one file system: readers see the old file or the new file, never a part.
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
@@ -36,11 +37,17 @@ def new_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
         if path.exists() and keep_existing:
             return
         if path.exists():
+            # A folder that is not empty cannot be replaced by a rename, so the old one moves aside first.
             path.rename(old)
-        new.rename(path)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,4 +58,5 @@ def write_text(path: Path, text: str) -> None:
 
 def _beside(path: Path, kind: str) -> Path:
     """A path beside another, named after this process."""
+    # In the same folder: between file systems a rename is refused. By process: ranks and stages may write at once.
     return path.with_name(f"{path.name}.{kind}-{os.getpid()}")

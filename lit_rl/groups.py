@@ -17,6 +17,7 @@ def rows_of(group: Tensor) -> Sequence[Tensor]:
 
     Example: group 0 1 0 1 1 gives [0, 2] and [1, 3, 4].
     """
+    # Stable, so that the rows of a group stay in order.
     return torch.split(group.argsort(stable=True), group.bincount().tolist())
 
 
@@ -43,6 +44,7 @@ def per_group(group: Tensor, values: Tensor, function: Callable[[Tensor], Tensor
         (groups, ...).
     """
     tables = group_tables(group)
+    # (groups, ...), by size of group; put into the order of group numbers below
     found = torch.cat([function(values[rows]) for rows in tables])
     return torch.empty_like(found).index_copy(0, torch.cat([group[rows[:, 0]] for rows in tables]), found)
 
@@ -59,5 +61,6 @@ def within_groups(group: Tensor, values: Tensor, function: Callable[[Tensor], Te
         (N, ...), rows in their own order.
     """
     tables = group_tables(group)
+    # (N, ...), by size of group; put into the order of rows below
     found = torch.cat([function(values[rows]).flatten(0, 1) for rows in tables])
     return torch.empty_like(found).index_copy(0, torch.cat([rows.flatten() for rows in tables]), found)

@@ -34,6 +34,7 @@ def check_least(owner: object, prefix: str, **least: float) -> None:
     """
     for option, value in least.items():
         given = getattr(owner, option)
+        # `not >=` and not `<`, which lets NaN pass.
         if not given >= value:
             raise ValueError(f"{prefix}.{option} is {given}; write {value} or more.")
 

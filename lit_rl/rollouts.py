@@ -105,6 +105,7 @@ class Rollouts:
         self.prompts = prompts
         self.texts, self.support, self.parts = list(texts), support, dict(parts or {})
         vars(self).update(given)
+        # In the order of declaration: a default reads the fields above it.
         for name, each in declared.items():
             if each.default and name not in given:
                 setattr(self, name, each.default(self))
@@ -160,7 +161,7 @@ class Rollouts:
 
     def completions(self) -> list[list[int]]:
         """Token ids of each row without its end token."""
-        lengths = (self.lengths - (~self.truncated).long()).tolist()
+        lengths = (self.lengths - (~self.truncated).long()).tolist()  # only truncated rows have no end token
         return [row[:length] for row, length in zip(self.completion_ids.tolist(), lengths, strict=True)]
 
     # --- selecting and joining -----------------------------------------------------------------------------------
@@ -179,10 +180,10 @@ class Rollouts:
     def select(self, groups: Sequence[int]) -> Self:
         """The given groups in the given order, cut to the longest completion among them, with the prompts that they need."""
         by_group = rows_of(self.group)
-        rows = torch.cat([by_group[number] for number in groups])
-        needed = list(dict.fromkeys(self.prompt[rows].tolist()))
+        rows = torch.cat([by_group[number] for number in groups])  # (n)
+        needed = list(dict.fromkeys(self.prompt[rows].tolist()))  # in order of use, each once
         picked = self._rows(rows, self.prompts.select(needed))
-        place = torch.zeros(len(self.prompts), dtype=torch.long, device=rows.device)
+        place = torch.zeros(len(self.prompts), dtype=torch.long, device=rows.device)  # (P) old prompt number -> new
         place[needed] = torch.arange(len(needed), device=rows.device)
         picked.prompt = place[self.prompt[rows]]
         picked.group = torch.cat([torch.full_like(by_group[number], place) for place, number in enumerate(groups)])
@@ -226,12 +227,13 @@ class Rollouts:
         columns = []
         for name, value in self.tensors.items():
             if name != "multiplicity":
-                table = value if value.dim() == 2 else value[:, None]
+                table = value if value.dim() == 2 else value[:, None]  # (N, T) or (N, 1)
                 columns.append(table.view(torch.int32) if table.dtype == torch.float32 else table)  # floats by their bits
         _, same, counts = torch.unique(torch.cat(columns, dim=1), dim=0, return_inverse=True, return_counts=True)
         place = torch.arange(len(self), device=same.device)
+        # `unique` sorts by value; rows must keep their own order, and so the order of groups.
         first = torch.full_like(counts, len(self)).scatter_reduce(0, same, place, "amin")
-        rows, order = first.sort()
+        rows, order = first.sort()  # (n) each, n different rows
         merged = self._rows(rows, self.prompts)
         merged.multiplicity = torch.zeros_like(self.multiplicity[: len(counts)]).index_add(0, same, self.multiplicity)[order]
         return merged
@@ -275,6 +277,7 @@ class Rollouts:
 def _join_numbers(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
     """Numbers (n) of several rollouts as one (N); each comes with the count of things that it numbers."""
     counts = [count for _, count in parts]
+    # Counts and not largest numbers: a rollout may hold prompts that no row continues.
     return torch.cat([numbers + sum(counts[:place]) for place, (numbers, _) in enumerate(parts)])
 
 

@@ -39,6 +39,7 @@ class Runtime:
     @property
     def position(self) -> int:
         """Finished micro-batches of this epoch; Lightning saves and restores the count."""
+        # Lightning's index is -1 before the first micro-batch of an epoch.
         return self._trainer.fit_loop.batch_idx + 1
 
     @property
@@ -49,6 +50,7 @@ class Runtime:
     @property
     def sharded(self) -> bool:
         """Whether weights are sharded over processes."""
+        # Only strategies that shard have a mesh.
         return self._trainer.lightning_module.device_mesh is not None
 
     def forward_context(self) -> AbstractContextManager[None]:
@@ -73,6 +75,7 @@ class Runtime:
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over ranks."""
+        # In place under DDP: the caller's tensor is overwritten if it lies on the device already.
         return self._trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
 
     def max(self, values: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class Support:
 
     def select(self, rows: Tensor, width: int) -> Support:
         """The given rows (1-D index tensor), cut to ``width`` tokens; tokens after it must have no kept ids."""
-        per_row = self.counts.sum(1)
+        per_row = self.counts.sum(1)  # (N)
+        # Copied to the CPU for all rows at once, not for each row.
         ends = per_row.cumsum(0).tolist()
         starts = [end - size for end, size in zip(ends, per_row.tolist(), strict=True)]
         pieces = [self.ids[starts[row] : ends[row]] for row in rows.tolist()]

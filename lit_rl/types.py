@@ -75,7 +75,7 @@ class PromptBatch:
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        mask = torch.arange(width) >= (width - lengths)[:, None]
+        mask = torch.arange(width) >= (width - lengths)[:, None]  # (P, L)
         return cls(ids, mask, completions, samples)
 
     @property
@@ -89,7 +89,7 @@ class PromptBatch:
     def select(self, rows: list[int]) -> PromptBatch:
         """The given prompts, without padding that none of them needs."""
         mask = self.mask[rows]
-        skip = int((~mask).long().cumprod(1).sum(1).min())
+        skip = int((~mask).long().cumprod(1).sum(1).min())  # columns of padding in every row
         return PromptBatch(
             self.ids[rows][:, skip:],
             mask[:, skip:],
@@ -113,6 +113,7 @@ class PromptBatch:
         """The prompts of several batches, one batch after another, left-padded to the widest."""
         width = max(batch.ids.shape[1] for batch in batches)
         ids, mask = (
+            # Zeros serve for ids too: the mask hides them.
             torch.cat([pad(tensor, (width - tensor.shape[1], 0)) for tensor in tensors])
             for tensors in ([batch.ids for batch in batches], [batch.mask for batch in batches])
         )
@@ -142,6 +143,7 @@ class TokenBatch:
         lengths = torch.tensor([len(row) for row in rows])
         first = torch.tensor([len(prompt) if completion_only else 1 for prompt in prompts])
         place = torch.arange(width)
+        # (N, S), from place 1 on even if the prompt is empty: nothing predicts a row's first token.
         target = (place < lengths[:, None]) & (place >= first[:, None].clamp(min=1))
         return cls(ids, lengths, target)
 

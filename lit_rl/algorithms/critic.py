@@ -77,6 +77,7 @@ def build_critic_model(spec: PolicySpec, policy: Policy, vocabulary: dict[str, i
     """
     try:
         tokenizer = load_tokenizer(spec)
+        # FSDP2 shards what each rank holds and broadcasts nothing: new weights must be the same on all ranks.
         with seeded(seed):
             model = Policy(spec, tokenizer)
         check_policy(model)
@@ -89,6 +90,7 @@ def build_critic_model(spec: PolicySpec, policy: Policy, vocabulary: dict[str, i
             f"model.critic has {model.context} positions and model.policy {policy.context or 'no limit'}; "
             "choose a critic with at least as many."
         )
+    # Returns and clipping compare values of several passes, which dropout would make differ.
     model.disable_dropout()
     _freeze_unused_head(model)
     model.add_value_head()

@@ -54,6 +54,7 @@ class GRPO(PolicyGradient):
         self.advantage_scale: AdvantageScale = advantage_scale
 
     def skips_zero_advantages(self) -> bool:
+        # A KL in the reward is part of the advantages, so with it zero advantages have no gradient either.
         kl_term = self.kl_coef != 0 and self.objective.kl_in == "loss"
         return not kl_term and self.entropy_coef == 0 and self.lm_coef == 0
 
@@ -65,4 +66,5 @@ class GRPO(PolicyGradient):
         scores = self.policy.score(batch.rows, entropy_grad=self.entropy_coef != 0, details=False)
         step = self.policy_loss(batch, scores)
         self.record(batch, {"loss": step.loss} | step.sums, step.ratios, step.ranges)
+        # Only the returned loss is scaled: logged shares must add up to the loss of the whole step.
         return step.loss * batch.scale

@@ -102,10 +102,12 @@ class PolicyModule(pl.LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "policy"):  # Lightning calls this hook before every stage
             return
+        # FSDP2 shards what each rank holds and broadcasts nothing: new weights must be the same on all ranks.
         with seeded(self.seed):
             self.policy = Policy(self.policy_spec, self.tokenizer)
         check_policy(self.policy)
         self.configure_policy()
+        # After `configure_policy`, which may copy the policy; before sharding, whose hooks must stay outside of compiled code.
         for policy in self.policies():
             if policy.spec.compile:
                 compile_policy(policy, decoding=self.device_mesh is None)
@@ -118,11 +120,13 @@ class PolicyModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.parameters_to_learn())
+        # Counted in optimizer steps, so it moves by step below; Lightning's default is by epoch.
         scheduler = self._schedule.build(optimizer, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_data(self, loader: DataLoader) -> TrainingStream[Any]:
         """Training stream of a loader of prompts; a data module's ``train_dataloader`` returns it."""
+        # The loader's batches are of one rank.
         self._stream = self.training_stream(loader, self.batch_plan((loader.batch_size or 1) * self.trainer.world_size))
         if self._stream_state is not None:
             self._stream.load_state_dict(self._stream_state)
@@ -142,12 +146,14 @@ class PolicyModule(pl.LightningModule):
         if data is not None and stage == "fit":
             self._print_plan(self.batch_plan(data.batch_size))
         if data is not None and self.policy_spec.unshard == "layer":
+            # Data modules are set up before the module, so the sets exist.
             problems = data.val_set if stage in ("fit", "validate") else data.test_set
             check_equal_work(len(problems), self.trainer.world_size)
 
     def on_train_start(self) -> None:
         if self._stream is None:
             raise ValueError("train_dataloader of the data module must return trainer.lightning_module.training_data(loader).")
+        # Here, since Lightning counts batches and intervals only after it has the stream.
         check_intervals(self.trainer, self._stream.plan.micro_batches)
 
     # --- collaborators -------------------------------------------------------------------------------------------
@@ -189,6 +195,7 @@ class PolicyModule(pl.LightningModule):
         if batch.first:
             self._step_metrics = StepMetrics(batch.metrics)
         self._step_metrics.add(sums, ratios or {}, ranges or {})
+        # Lightning keeps the last values that are logged in an accumulation window, so earlier micro-batches log none.
         if not batch.last:
             return {}
         values = self._step_metrics.over_ranks(self.runtime.sum, self.runtime.max)
@@ -209,11 +216,13 @@ class PolicyModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # An infinite limit clips nothing: the norm is measured in every run.
         limit = gradient_clip_val or torch.inf
         by_norm = gradient_clip_algorithm != "value"  # Lightning passes an enum that equals its value
         norm = torch.nn.utils.clip_grad_norm_(params, limit if by_norm else torch.inf)
         if not by_norm:
             torch.nn.utils.clip_grad_value_(params, limit)
+        # Under FSDP2 a norm is a DTensor, which is not summed over ranks yet; `full_tensor` is a collective.
         self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
         self.log("time/update", time.perf_counter() - self._step_start)
 
@@ -261,9 +270,11 @@ class PolicyModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._stream is not None:
+            # A collective: Lightning builds a checkpoint on every rank, and rank 0 writes it.
             checkpoint["stream"] = collect_states(self._stream.state_dict(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_model(self.state_dict(), checkpoint.get("state_dict") or {})
+        # Kept for `training_data`: the loader does not exist yet, and Lightning's counters are restored later.
         if self.trainer.training and "stream" in checkpoint:
             self._stream_state = state_of_rank(checkpoint["stream"], self.trainer.global_rank, self.trainer.world_size)

@@ -133,6 +133,7 @@ class PolicyGradient(PolicyModule):
         return [self.policy] if copy is None else [self.policy, copy]
 
     def configure_policy(self) -> None:
+        # Before the reference copies the policy: dropout would make a KL of two equal models positive.
         self.policy.disable_dropout()
         if not (self.policy.capabilities.packs or self.policy.capabilities.shares_prompts):
             rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
@@ -155,6 +156,7 @@ class PolicyGradient(PolicyModule):
             loader,
             plan,
             Collector(self.actor, self.sampler, self.reward, self.overlong, self.group_size),
+            # Functions instead of the module: the stream sees nothing else of it.
             finish=self.add_advantages,
             unsharded=self.unsharded,
             aggregation=self.objective.aggregation,
@@ -166,14 +168,17 @@ class PolicyGradient(PolicyModule):
 
     def add_advantages(self, rollouts: Rollouts) -> dict[str, float]:
         """Fill in advantages and all else that the loss reads; returns metrics to log with the rollout."""
+        # First, since a KL in the reward is part of the advantages. A callback may have set the coefficient to 0.
         if self.reference and self.kl_coef:
             rollouts.ref_logprobs = self.score_in_chunks(rollouts, self.reference.score)
+        # With a single step the learner's own pass is before any step: `Objective` detaches its log-probabilities.
         if self.objective.correction.method != "none" and self.epochs * self.minibatches > 1:
             rollouts.old_logprobs = self.score_in_chunks(rollouts, self._own_logprobs)
         mask = rollouts.loss_mask
         advantages = self.advantages(rollouts) * mask
         rollouts.advantages = torch.where(advantages < 0, advantages * self.negative_weight, advantages)
         if self.objective.top_entropy < 1:
+            # One threshold for all ranks, or the tokens that learn would depend on how rows are spread.
             everyone = self.runtime.gather(rollouts.entropies[mask])
             rollouts.gradient_mask = top_entropy_mask(rollouts.entropies, mask, everyone, self.objective.top_entropy)
         return self.advantage_metrics(rollouts)
@@ -203,7 +208,7 @@ class PolicyGradient(PolicyModule):
         for chunk in torch.arange(rollouts.num_groups).chunk(self.minibatches * self.trainer.accumulate_grad_batches):
             groups = chunk.tolist()
             with self.runtime.forward_context():
-                scored = score(rollouts.select(groups))
+                scored = score(rollouts.select(groups))  # cut to the chunk's longest row: other columns stay 0
             rows = rollouts.rows_of(groups)
             scores[rows[:, None], torch.arange(scored.shape[1], device=rows.device)] = scored
         return scores
@@ -218,14 +223,17 @@ class PolicyGradient(PolicyModule):
             scores: scores of its tokens under the learner.
         """
         rollouts = batch.rows
+        # Against the sampler's record: a detached copy of the learner's own values would always give 0.
         log_ratio = (scores.logprobs - rollouts.logprobs).detach() * rollouts.sampled  # (N, T)
         self._check_sampler(batch, log_ratio)
         losses, shares, means, weights = self.objective.token_losses(scores, rollouts, self.kl_coef, self.entropy_coef)
         loss = (losses * batch.weights).sum()
         sampled = rollouts.sampled * rollouts.multiplicity[:, None]  # (N, T)
         in_loss = rollouts.loss_mask * rollouts.multiplicity[:, None]
+        # Divided by the count of the whole step, so that shares of micro-batches and ranks add up.
         sums = {name: (value * in_loss).sum() / max(batch.num_tokens, 1) for name, value in shares.items()}
         if self.lm_coef:
+            # Every prompt is in the batch: with this term no group is left out.
             sums["lm_loss"] = self._language_loss(batch)
             loss = loss + self.lm_coef * sums["lm_loss"]
         means["sampling/sampling_logp_difference/mean"] = log_ratio.abs()
@@ -240,6 +248,7 @@ class PolicyGradient(PolicyModule):
 
     def _language_loss(self, batch: MicroBatch[Rollouts]) -> Tensor:
         """Share of a micro-batch in the language-model loss of its optimizer step."""
+        # The bare text: a template around it is for answering, not for the text that is learnt.
         prompts = self.renderer.plain(batch.rows.prompts)
         rows = supervised_rows(prompts, self.renderer.pad_id, self.policy.context).to(self.device)
         return -self.policy.score_sequences(rows).logprobs.sum() / batch.num_targets

@@ -128,6 +128,7 @@ class PPO(PolicyGradient):
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the policy without the critic's head."""
+        # A set compares tensors by identity; `in` on a list would compare them element by element.
         head = set(self.critic.parameters())
         return [parameter for parameter in super().parameters_to_learn() if parameter not in head]
 
@@ -145,9 +146,10 @@ class PPO(PolicyGradient):
     def advantages(self, rollouts: Rollouts) -> Tensor:
         """(N, T) advantages by GAE; fills in the critic's values and returns."""
         expected = self.score_in_chunks(rollouts, self.critic.expected, columns=1)  # (N, T + 1)
+        # The mask drops the bootstrap value of a truncated row that is shorter than T.
         rollouts.values = expected[:, :-1] * rollouts.sampled
         bootstrap_values = expected.gather(1, rollouts.lengths[:, None])[:, 0] * (rollouts.truncated & self.bootstrap)  # (N)
-        rewards = token_rewards(rollouts.rewards, self.penalties(rollouts), rollouts.sampled)
+        rewards = token_rewards(rollouts.rewards, self.penalties(rollouts), rollouts.sampled)  # (N, T)
         advantages = generalized_advantages(rewards, rollouts.values, bootstrap_values, rollouts.sampled, self.gamma, self.lam)
         rollouts.returns = advantages + rollouts.values
         return whiten(advantages, rollouts.loss_mask, self.runtime.sum) if self.whiten else advantages
@@ -167,6 +169,7 @@ class PPO(PolicyGradient):
         rollouts = batch.rows
         scores, values = self.critic.score_with_values(rollouts, entropy_grad=self.entropy_coef != 0, detached=self._warming)
         step = self.policy_loss(batch, scores)
+        # The critic's loss has the policy's weights, so it does not depend on how the batch is cut either.
         losses, clipped = value_loss(values, rollouts.values, rollouts.returns, self.value_clip)
         critic_loss = (losses * batch.weights).sum()
         # A policy that does not learn yet still needs gradients: DDP waits for each of them.
@@ -175,9 +178,11 @@ class PPO(PolicyGradient):
         multiplicity = rollouts.multiplicity[:, None]
         sums["critic/clip_ratio"] = (clipped * rollouts.loss_mask * multiplicity).sum() / max(batch.num_tokens, 1)
         sampled = rollouts.sampled * multiplicity
+        # The sampler comes first: k3 is unbiased for KL(p || q) only at tokens drawn from p.
         drift = kl_estimate(rollouts.logprobs, scores.logprobs.detach())
         ratios = {"approx_kl": ((drift * sampled).sum(), sampled.sum())}
         logged = self.record(batch, sums | step.sums, ratios | step.ratios, step.ranges)
+        # Logged values are sums over ranks at the step's last micro-batch: all ranks stop, and at a step boundary.
         if self.target_kl and logged.get("approx_kl", 0.0) > self.target_kl:
             self.experience.stopped = True
         return loss * batch.scale

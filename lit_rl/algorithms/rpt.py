@@ -57,4 +57,5 @@ class RPT(GRPO):
         matching = PrefixMatch(WHOLE_COMPLETION) if template == DIRECT else PrefixMatch()
         evaluation = evaluation or NextTokenEvaluation(correct=matching)
         super().__init__(policy, reward=reward or matching, evaluation=evaluation, **options)
+        # After the base class, whose renderer it replaces: positions are token ids, and predictions are compared byte by byte.
         self.renderer = PositionRenderer(self.tokenizer, template, max_context)

@@ -35,6 +35,7 @@ class SFT(PolicyModule):
         self.completion_only = completion_only
 
     def batch_plan(self, prompts: int) -> BatchPlan:
+        # Groups of one, one epoch, one minibatch: a batch of the loader is one optimizer step.
         return BatchPlan(prompts, self.trainer.world_size, 1, 1, 1, self.trainer.accumulate_grad_batches)
 
     def training_stream(self, loader: DataLoader, plan: BatchPlan) -> SupervisedStream:
@@ -54,5 +55,6 @@ class SFT(PolicyModule):
         rows = self._rows(batch).to(self.device)
         scores = self.policy.score_sequences(rows)
         count = rows.target.sum()
+        # The count of tokens as ``batch_size`` makes Lightning's mean a mean over tokens, across batches and ranks.
         self.log("val/loss", -scores.logprobs.sum() / count, batch_size=int(count), sync_dist=True)
         self.log("val/mean_token_accuracy", scores.hits.sum() / count, batch_size=int(count), sync_dist=True)

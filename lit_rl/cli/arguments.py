@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_rl.cli.errors import SECTIONS, BadArgument, UnknownOption, innermost, unknown_class
 
+# jsonargparse has no exception for an unknown option alone: only the text of the error tells.
 _UNKNOWN = (
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
     r"[Oo]ption '(?P<key>[\w.]+)'(?: is not accepted)?",
@@ -39,6 +40,7 @@ class Parser(LightningArgumentParser):
 def _fault(error: Exception, parser: argparse.ArgumentParser) -> BadArgument:
     """The error in one line."""
     reason, outer, keys = innermost(error)
+    # A class's options have a parser of their own, whose `error` has made a line of the fault already.
     if isinstance(reason, BadArgument):
         return reason.within(keys)
     text = str(reason)
@@ -81,6 +83,7 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
 
 def _typehint(parser: argparse.ArgumentParser, key: str) -> Any:
     """The type of an option, None if it has none."""
+    # Only jsonargparse's actions have a type, argparse's own have none.
     return next((getattr(action, "_typehint", None) for action in _actions(parser) if action.dest == key), None)
 
 
@@ -90,5 +93,6 @@ def _class_names(hint: Any) -> list[str]:
         children: list[type] = hint.__subclasses__()
         below = [name for child in children for name in [child.__name__, *_class_names(child)]]
         return sorted({name for name in below or [hint.__name__] if not name.startswith("_")})
+    # The arguments of a Callable come as a list.
     parts = hint if isinstance(hint, list) else get_args(hint)
     return sorted({name for part in parts if part is not type(None) for name in _class_names(part)})

@@ -10,6 +10,7 @@ from lit_rl.cli.renamed import CLASSES, OPTIONS
 SECTIONS = ("init_args", "dict_kwargs")
 """Levels of a config that a flag leaves out."""
 
+# Beginnings of jsonargparse's messages that only wrap the fault proper.
 _WRAPPERS = ('Parser key "', "Does not validate against any of the Union subtypes", "\n- Expected a path but")
 
 
@@ -47,6 +48,7 @@ class UnknownOption(BadArgument):
             reason += f" Did you mean {meant!r}?"
         elif 0 < len(known) < 20:
             reason += f" Known here are {', '.join(known)}."
+        # The reason names the key: a key in front would say it twice.
         super().__init__("", reason)
         self.key, self.meant, self.known = key, meant, known
 
@@ -56,10 +58,13 @@ class UnknownOption(BadArgument):
         parts, meant = key.split("."), []  # type: list[str], list[str]
         wrong: list[str] = []
         for place, part in enumerate(parts):
+            # `meant` holds one name for each earlier part, mended if the part was wrong.
             inside = [option.split(".") for option in options if option.split(".")[:place] == meant]
             known = sorted({option[place] for option in inside if len(option) > place})
             if known and part not in known:
+                # The first wrong part decides; later ones may follow from it.
                 wrong = wrong or [name for name in known if name not in SECTIONS]
+                # A renamed option may look like none of today's names.
                 close = [OPTIONS[part]] if OPTIONS.get(part) in known else difflib.get_close_matches(part, known, n=1)
                 if not close:
                     break
@@ -110,4 +115,5 @@ def explain(error: Exception) -> str:
         reason = reason.within(keys)
     elif keys:
         reason = BadArgument(".".join(keys), str(reason))
+    # Messages of libraries have line breaks.
     return " ".join(str(reason).split())

@@ -47,18 +47,22 @@ class RunConfig(SaveConfigCallback):
             logger.log_hyperparams(flatten(yaml.safe_load(self._dump())))
 
     def _dump(self) -> str:
+        # Nulls too: null and absent differ if a default is not null.
         return self.parser.dump(self.config, skip_none=False)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # As text: `torch.load(weights_only=True)` refuses the parser's Namespace.
         checkpoint["config"] = self._dump()
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Evaluation may change all options: it resumes neither stream nor optimizer.
         if "config" not in checkpoint or not trainer.training:
             return
         old = flatten(yaml.safe_load(checkpoint["config"]))
         new = flatten(yaml.safe_load(self._dump()))
         changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "ckpt_path"]
         for key in changed:
+            # As prefixes: `data` fixes every key below it.
             if key.startswith(FIXED_ON_RESUME) and key not in FREE_ON_RESUME:
                 raise ValueError(
                     f"{key} was {old.get(key)!r} in the checkpoint's run and cannot become {new.get(key)!r} on resuming; "
@@ -77,12 +81,14 @@ class CLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunConfig,
+            # Without a logger the config lies in the run's own folder, where an earlier run may have left one.
             save_config_kwargs={"overwrite": True},
             # A whole validation before the first step is the baseline; metrics of every step go to the logs.
             trainer_defaults={"num_sanity_val_steps": -1, "log_every_n_steps": 1},
             seed_everything_default=1,
             parser_class=Parser,
             parser_kwargs={"prog": "lit-rl"},
+            # The algorithm builds its own optimizer from its options.
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -103,10 +109,12 @@ class CLI(LightningCLI):
             last = last_checkpoint(Path(config.trainer.default_root_dir or "."))
             if last is None and self.subcommand != "fit":
                 raise ValueError("ckpt_path: there is no last.ckpt below trainer.default_root_dir.")
+            # Left as `last`, fit warns and starts anew: one command begins a run and resumes it.
             config["ckpt_path"] = path if last is None else str(last)
         elif path and path not in ("best", "hpc") and "://" not in path:
             if not Path(path).exists():
                 raise ValueError(f"ckpt_path: there is no checkpoint {path!r}.")
+            # A zip has its directory at the end, so a file that was cut off is not one. A sharded checkpoint is a folder.
             if Path(path).is_file() and not zipfile.is_zipfile(path):
                 raise ValueError(f"ckpt_path: {path!r} is not a checkpoint, or was cut off.")
 
@@ -117,6 +125,7 @@ class CLI(LightningCLI):
         if named is not False:
             root = config.get("default_root_dir") or "."
             extra: list[Logger] = named if isinstance(named, list) else [named] if isinstance(named, Logger) else []
+            # CSV first: the first logger's folder is the run's, and pipelines read their curves from it.
             kwargs["logger"] = [CSVLogger(root, name="logs"), *extra]
         if config.get("fast_dev_run"):
             # ModelCheckpoint saves in a debug run too, and the file would pass for the last checkpoint of the real run.
@@ -125,6 +134,7 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Write the greedy completions of the test problems to ``predictions.jsonl``."""
+        # Each rank writes its own problems: rows stay on the rank that answered them.
         batches = self.trainer.predict(**kwargs) or []
         rows = [json.dumps(row) for batch in batches for row in batch]
         rank = f".rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
@@ -136,6 +146,7 @@ class CLI(LightningCLI):
 class ArgumentCheck(CLI):
     """Parses its arguments and runs nothing."""
 
+    # Seeding would announce a seed for each stage that is checked.
     def _set_seed(self) -> None: ...
 
     def before_instantiate_classes(self) -> None: ...
@@ -185,5 +196,6 @@ def _one_line_errors() -> Iterator[None]:
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
     if not isinstance(config, dict) or not config:
+        # An empty dict is a value: a section that becomes empty is a change.
         return {prefix: config}
     return {name: value for key, item in config.items() for name, value in flatten(item, f"{prefix}.{key}".lstrip(".")).items()}

@@ -40,7 +40,9 @@ def main(args: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     try:
+        # The parser does not know this flag.
         run([arg for arg in args if arg != "--debug"])
+    # Mistakes of the user and of the machine; anything else is a defect, and keeps its traceback.
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if debug:
             raise
@@ -52,6 +54,7 @@ def run(args: list[str]) -> None:
     if not args:
         raise ValueError(f"write lit-rl and one of {', '.join(COMMANDS)}; lit-rl --help explains them.")
     command = args[0]
+    # Help before a command is answered here, after one by the parser, which lists the command's keys.
     if command.startswith("-") and {"-h", "--help"} & set(args):
         print(HELP)
         return

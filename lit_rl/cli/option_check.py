@@ -27,11 +27,13 @@ def check_options(args: list[str]) -> None:
     """
     classes: dict[str, str] = {}
     for key, value in _settings(args[1:]):
+        # The parser appends to a list by `--key+`.
         _check(key.replace("+", "").split("."), value, command_options(args[0]), classes)
 
 
 def _settings(args: list[str]) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of flags and configs, in their order."""
+    # A flag without value gets the next flag as its value, which names no class and does no harm.
     for arg, following in pairwise([*args, ""]):
         flag, equals, value = arg.partition("=")
         value = value if equals else following
@@ -45,6 +47,7 @@ def _parsed(value: str) -> Any:
     """The value of a flag; a mapping or a list may be written on the command line too."""
     try:
         return yaml.safe_load(value) if value.startswith(("{", "[")) else value
+    # The parser has its own line for it.
     except yaml.YAMLError:
         return value
 
@@ -52,6 +55,7 @@ def _parsed(value: str) -> Any:
 def _flat(content: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of a config, a class before its options; an element of a list has the key of the list."""
     if isinstance(content, dict):
+        # The class must be known before its options are checked, wherever the file has it.
         for name in sorted(content, key=lambda name: name != "class_path"):
             yield from _flat(content[name], f"{key}.{name}".lstrip("."))
     elif isinstance(content, list):
@@ -65,10 +69,12 @@ def _check(parts: list[str], value: Any, known: Options | None, classes: dict[st
     """Follow a key from option to option; ``classes`` holds the class chosen so far for each dotted key."""
     path: list[str] = []
     for place, part in enumerate(parts):
+        # Flags leave this level out, configs write it.
         if path and part == "init_args":
             continue
         if path and part == "class_path":
             _choose(path, value, classes)
+        # The class is not known, or the key is free or the parser's own: the source cannot tell.
         if known is None or part in ("class_path", "dict_kwargs", "help") or part.startswith("print_"):
             return
         if part not in known:
@@ -93,6 +99,7 @@ def _choose(path: list[str], value: Any, classes: dict[str, str]) -> None:
         name = ""
     if name in CLASSES:
         raise BadArgument(key, unknown_class(str(value), []))
+    # The new class has options of its own: classes chosen inside the old one no longer hold.
     for inner in [inner for inner in classes if inner.startswith(f"{key}.")]:
         del classes[inner]
     classes[key] = name

@@ -53,8 +53,10 @@ def class_options(name: str) -> Options | None:
     if init.args.kwarg is None:
         return own
     call = _base_call(init, init.args.kwarg.arg)
+    # The keyword arguments go somewhere that the source does not tell.
     if call is None or inherited is None:
         return None
+    # Positional arguments take the first names: dicts keep the order of the signature.
     given = {*list(inherited)[: len(call.args)], *(each.arg for each in call.keywords)}
     return own | {name: annotation for name, annotation in inherited.items() if name not in own and name not in given}
 
@@ -69,6 +71,7 @@ def class_in(annotation: ast.expr | None) -> str | None:
     """The one class that an annotation names beside null and lists, if the class is known."""
     names = {node.id for node in ast.walk(annotation or ast.Constant(None)) if isinstance(node, ast.Name)}
     found = [name for name in names if name in class_files()]
+    # Two classes could both be meant, and keys of a dict are the user's own.
     return found[0] if len(found) == 1 and not names & {"dict", "Mapping", "Callable"} else None
 
 
@@ -90,8 +93,10 @@ def class_files() -> dict[str, Path]:
     folders += [lightning / name for name in ("callbacks", "loggers", "trainer")]
     found: dict[str, list[Path]] = {}
     for path in {path for folder in folders for path in folder.rglob("*.py")}:  # installed, two folders lie in the first
+        # By regex: to parse all files takes much longer, and only a few are needed.
         for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
             found.setdefault(name, []).append(path)
+    # Options of the wrong one of two classes would refuse a right option.
     return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
 

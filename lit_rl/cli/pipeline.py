@@ -76,12 +76,16 @@ def run_stage(stage: Stage, earlier: list[Stage]) -> None:
     if status and status["fingerprint"] != fingerprint:
         say(f"{stage.name} has changed; its earlier run is kept in {_set_aside(stage.folder)}")
         status = {}
+    # Without a status the folder is not this pipeline's, and its checkpoint may be of another run.
     checkpoint = last_checkpoint(stage.folder) if status and stage.run == "fit" else None
     resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+    # Escaped: rich takes lists in brackets for markup.
     say(f"[bold]{stage.name}[/]: lit-rl {escape(' '.join(command + resume))}")
+    # Written before the run: if the run dies, the next start finds by the fingerprint whether it may resume.
     status = {"fingerprint": fingerprint, "command": command, "finished": False}
     write_text(stage.folder / "stage.json", json.dumps(status, indent=2))
     start = time.perf_counter()
+    # A process per stage: device memory, seeds and compiled code of one stage do not reach the next.
     done = subprocess.run([sys.executable, "-m", "lit_rl", *command, *resume], check=False)
     if done.returncode:
         raise ValueError(
@@ -126,6 +130,7 @@ def main(args: list[str]) -> None:
     for number, stage in enumerate(stages):
         run_stage(stage, stages[:number])
         report[stage.name] = stage_report(stage)
+        # After every stage: an interrupted pipeline leaves a report of what is done.
         write_text(root / "report.json", json.dumps({"stages": report}, indent=2))
     say(f"Report: {root / 'report.json'}")
     _show(report, stages, root)

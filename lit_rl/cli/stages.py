@@ -37,6 +37,7 @@ class Stage:
     def artefacts(self) -> dict[str, str]:
         """Results that later stages may take, by name."""
         last = last_checkpoint(self.folder)
+        # Before its run a stage has placeholders: later stages' command lines are parsed with them.
         return {
             "folder": str(self.folder),
             "export": str(self.folder / "export"),
@@ -61,6 +62,7 @@ class Stage:
             args += ["--config", config]
         args += ["--trainer.default_root_dir", str(self.folder)]
         for key, value in self.overrides.items():
+            # JSON, which is YAML: the parser reads null, true and lists back, not Python's None and True.
             text = value if isinstance(value, str) else json.dumps(value)
             args += [f"--{key}", _fill_in(text, earlier)]
         return args
@@ -69,6 +71,7 @@ class Stage:
         """Hash of the command, the texts of the configs and the inputs: another hash means another run."""
         texts = [Path(find_config(config)).read_text(encoding="utf-8") for config in self.configs]
         taken = set(re.findall(r"\$\{stages\.(\w+)\.", json.dumps(self.overrides)))
+        # Only stages that are referred to: another stage that runs anew is no reason to run this one again.
         inputs = [other.status.get("fingerprint") for other in earlier if other.name in taken]
         return hashlib.sha256(json.dumps([self.command(earlier), texts, inputs]).encode()).hexdigest()[:16]
 
@@ -83,6 +86,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _as_max_time(seconds: float) -> str:
     """Seconds in the notation of ``trainer.max_time``: days, hours, minutes and seconds."""
+    # At least a second: a Trainer with no time stops before its first step.
     minutes, rest = divmod(max(1, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours // 24:02d}:{hours % 24:02d}:{minutes:02d}:{rest:02d}"

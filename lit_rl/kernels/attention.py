@@ -42,6 +42,7 @@ def attend(
         return packing.attend(query, key, value, packed, options["scaling"], window, dropout), None
     if isinstance(key, SharedPromptLayer):
         return key.attend(query, options["scaling"]), None
+    # Without gradient only: the operation that a compiled step calls has no backward pass.
     if query.shape[2] == 1 and query.device.type == "cpu" and attention_mask is not None and not torch.is_grad_enabled():
         attend_step = _attend_step_op if torch.compiler.is_compiling() else _attend_step
         return attend_step(query, key, value, attention_mask, options["scaling"]), None

@@ -180,6 +180,7 @@ def _logit_gradient(
     logp = chunks.adjust(raw, part).sub_(lse[part, None])
     grad = logp.exp()
     weight = logprob_grads[part, None].to(grad.dtype)  # (m, 1)
+    # Autograd hands in zeros for entropies that no loss uses.
     if chunks.details and bool(entropy_grads[part].any()):
         # -p_v (g_logprob + g_entropy (log p_v + H)); again 0 * -inf would be NaN.
         entropy_part = logp.masked_fill_(logp == -torch.inf, 0.0).add_(entropies[part, None]).mul_(entropy_grads[part, None])

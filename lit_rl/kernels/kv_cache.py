@@ -40,6 +40,7 @@ def select_cache(cache: DynamicCache, rows: Tensor) -> None:
 
 def preallocate_cache(cache: DynamicCache, positions: int) -> None:
     """Preallocate memory for ``positions`` more positions in full-attention layers, in place; for decoding only."""
+    # Not `isinstance`: the sliding-window layer is a subclass, and keeps no more columns than its window.
     cache.layers = [PreallocatedLayer(layer, positions) if type(layer) is DynamicLayer else layer for layer in cache.layers]
 
 
@@ -98,6 +99,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc,unused-ignore]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         end = self.length + key_states.shape[-2]
+        # One more `spare` is enough: a decoding step adds one position.
         if end > self._key_memory.shape[-2]:
             self._allocate(self.keys, self.values)
         self._key_memory[:, :, self.length : end] = key_states
@@ -111,6 +113,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc,unused-ignore]
         # Copying only the rows that move makes it cheap to drop the last ones.
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
         for memory in (self._key_memory, self._value_memory):
+            # The right side is a copy, so a row that is overwritten here may be read as well.
             memory[moved, :, : self.length] = memory[rows[moved], :, : self.length]
         self._key_memory, self._value_memory = self._key_memory[: len(rows)], self._value_memory[: len(rows)]
         self._update_views()

@@ -74,7 +74,8 @@ def score_tokens(
     Returns:
         Scores of M tokens in float32 (float64 for a float64 model).
     """
-    offsets = [0] if kept is None else torch.cat([kept[1].new_zeros(1), kept[1].cumsum(0)]).tolist()
+    # As a list, once: a slice by a tensor would wait for the GPU at each chunk.
+    offsets = [0] if kept is None else torch.cat([kept[1].new_zeros(1), kept[1].cumsum(0)]).tolist()  # (M + 1)
     chunks = Chunks(max(1, LOGITS_PER_CHUNK // vocabulary), targets, temperature, kept, offsets, details or entropy_grad)
     if not isinstance(head, LinearHead) or not len(hidden):
         return _score_by_autograd(hidden, head, vocabulary, chunks, entropy_grad)

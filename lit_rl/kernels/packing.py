@@ -50,6 +50,7 @@ class RowLayout:
     def __init__(self, numbers: Tensor, starts: Tensor, lengths: Tensor, prefixes: Prefixes | None = None) -> None:
         column = torch.arange(int(lengths[numbers].max()) if len(numbers) else 0, device=lengths.device)
         self.filled = column < lengths[numbers, None]  # (n, T) bool, slots that hold a token
+        # Padding reads place 0; nothing reads what attention makes of it.
         self.places = (starts[numbers, None] + column).masked_fill(~self.filled, 0)  # (n, T)
         self.owner = None if prefixes is None else prefixes.owner[numbers]  # (n)
         self.before = None if prefixes is None else prefixes.lengths[numbers]  # (n)
@@ -72,6 +73,7 @@ class RowLayout:
 
     def _prompt_mask(self, window: int) -> Tensor | None:
         width = self.places.shape[1]
+        # Plain causal attention: padding is on the right, so no token attends to it.
         if window >= width:
             return None
         column = torch.arange(width, device=self.places.device)

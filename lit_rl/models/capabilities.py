@@ -28,6 +28,7 @@ class Capabilities:
         """Capabilities that config and signature of a model tell; the others have to be tried."""
         # Linear attention writes its state in place; the backward pass through a shared prompt would read changed values.
         linear = "linear_attention" in (getattr(model.config, "layer_types", None) or ())
+        # With gradient checkpointing transformers switches the cache off while the model is in train mode.
         return cls(
             takes_positions="position_ids" in inspect.signature(model.get_decoder().forward).parameters,
             shares_prompts=not spec.gradient_checkpointing and not linear,

@@ -29,6 +29,7 @@ def compile_policy(policy: Policy, decoding: bool = True) -> None:
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         raise ValueError("model.policy.compile needs a C++ compiler and finds none; install g++ or write compile: false.")
     rank_zero_info("policy.compile: the first rollout and the first step wait for the compiler, some ten seconds each or more.")
+    # Lengths differ from batch to batch. Without `dynamic` the first is compiled for itself, and the next one anew.
     for layer in decoder_layers(policy):
         layer.forward = torch.compile(layer.forward, dynamic=True)
     policy.compiled = True

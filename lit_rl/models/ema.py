@@ -33,14 +33,18 @@ class WeightAverage:
         if step == self.step:
             return
         for name, weight in _trainable(model):
+            # In half precision a step of 1 - decay would round away.
             new = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
             old = self.weights.get(name)
+            # `to` returns the weight itself if it is float32 already: without `clone` the average would change with the model.
+            # An average that a checkpoint brought may be on another device.
             self.weights[name] = new.clone() if old is None else old.to(new).lerp(new, 1 - self.decay)
         self.step = step
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
         """Run the model with averages for weights; its own tensors come back afterwards, also after an exception."""
+        # `data` is exchanged, not the Parameter: the optimizer and tied layers hold the Parameter itself.
         own = {name: weight.data for name, weight in _trainable(model)}
         try:
             for name, weight in _trainable(model):

@@ -90,6 +90,7 @@ def load_model(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> nn.Modul
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that end a completion, in ascending order: the tokenizer's, and those that the model names."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    # A chat model often ends its turn by a token that is not the tokenizer's end token.
     ids = [] if named is None else [named] if isinstance(named, int) else list(named)
     return sorted({*ids, tokenizer.eos_token_id})
 
@@ -106,6 +107,7 @@ def is_adapter(source: str) -> bool:
 
 
 def _from_scratch(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    # Later entries win: a config's options over a named size, and both over the tokenizer's length.
     options: dict[str, Any] = {"vocab_size": len(tokenizer)} | SIZES.get(spec.size or "", {}) | (spec.config or {})
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     model_type = options.pop("model_type")
@@ -147,6 +149,7 @@ def _with_adapter(model: PreTrainedModel, lora: LoRASpec) -> nn.Module:
 
 def _refuse_missing_folder(source: str, key: str) -> None:
     """Refuse a path that does not exist before the hub is asked; hub names are ``name`` or ``owner/name``."""
+    # A folder of a run, `runs/name`, has the form of a hub name.
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.split("/")[0] == "runs"
     if looks_like_path and not Path(source).expanduser().is_dir():
         raise ValueError(f"model.policy.{key}: the folder {source!r} does not exist; give an exported folder or a hub name.")

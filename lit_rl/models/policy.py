@@ -47,6 +47,7 @@ class Policy(nn.Module):
         causal_lm = self.causal_lm
         self.end_tokens = end_tokens(causal_lm, tokenizer)
         self.value_head: ValueHead | None = None
+        # Rows of the head, often more than the tokenizer has tokens: such ids can be sampled too.
         self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]
         self.capabilities = Capabilities.declared(spec, causal_lm)  # `lit_rl.sampling.check` finds the others
         # Set by `compile_policy`: whether layers are compiled, and the compiled `eager_step`, if it is compiled too.
@@ -85,6 +86,7 @@ class Policy(nn.Module):
     def disable_dropout(self) -> None:
         """Set every dropout and router jitter to 0, so that sampler and learner see one policy in train mode too."""
         for module in self.modules():
+            # Attention often keeps its dropout as a plain number and hands it to a function; `nn.Dropout` calls its own `p`.
             for name, value in vars(module).items():
                 if ("drop" in name or name == "jitter_noise") and isinstance(value, float):
                     setattr(module, name, 0.0)
@@ -101,7 +103,8 @@ class Policy(nn.Module):
         """Next-token logits (P, V) of every prompt, and the cache of the prompts' keys and values."""
         cache = DynamicCache(config=self.causal_lm.config)
         with self._uncompiled():
-            hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)
+            hidden = self._trunk(prompts.ids, prompts.mask, _positions(prompts.mask), cache)  # (P, L, H)
+        # Prompts are padded on the left, so the last column is every prompt's last token.
         return self._logits(hidden[:, -1]), cache
 
     def decode_step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
@@ -160,6 +163,7 @@ class Policy(nn.Module):
             self.head(),
             self.vocabulary,
             temperature=rollouts.temperature[:, None].expand(mask.shape)[mask],
+            # Counts are 0 at tokens that were not sampled, so the flat ids still fit the counts that the mask leaves.
             kept=None if support is None else (support.ids, support.counts[mask]),
             entropy_grad=entropy_grad,
             details=details,
@@ -188,7 +192,9 @@ class Policy(nn.Module):
 
     def _packed(self, rollouts: Rollouts) -> Tensor:
         prompts, owner = rollouts.prompts, rollouts.prompt
+        # The last token of a row predicts nothing and is not run.
         packed = Packed(prompts.ids, prompts.mask, rollouts.completion_ids, rollouts.lengths - 1, owner)
+        # Rollouts are cut to their longest row, so the places of the rows have T - 1 columns.
         before = torch.cat([packed.last_of_prompts[owner, None], packed.row_places], dim=1)  # (N, T)
         return self._packed_trunk(packed)[before[rollouts.sampled]]
 
@@ -215,15 +221,16 @@ class Policy(nn.Module):
         else:
             select_cache(cache, owner)
         prompt_mask = prompts.mask[owner]
-        positions = prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=inputs.device)
-        mask = torch.cat([prompt_mask, rollouts.mask[:, :-1]], dim=1)
+        positions = prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=inputs.device)  # (N, T - 1)
+        mask = torch.cat([prompt_mask, rollouts.mask[:, :-1]], dim=1)  # (N, L + T - 1)
         return torch.cat([last, self._trunk(inputs, mask, positions, cache)], dim=1)
 
     def _whole_rows(self, rollouts: Rollouts) -> Tensor:
         """(N, T, H) hidden states that predict the completion tokens, from padded rows of prompt and completion."""
         prompts, owner = rollouts.prompts, rollouts.prompt
-        ids = torch.cat([prompts.ids[owner], rollouts.completion_ids[:, :-1]], dim=1)
+        ids = torch.cat([prompts.ids[owner], rollouts.completion_ids[:, :-1]], dim=1)  # (N, L + T - 1)
         mask = torch.cat([prompts.mask[owner], rollouts.mask[:, :-1]], dim=1)
+        # The prompt's last token predicts the first of the completion.
         return self._trunk(ids, mask, _positions(mask))[:, prompts.ids.shape[1] - 1 :]
 
     def _uncompiled(self) -> AbstractContextManager[None]:
@@ -233,6 +240,7 @@ class Policy(nn.Module):
     def _trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """(n, S, H) hidden states of the tokens (n, S), after the tokens in the cache if one is given."""
         options: dict[str, Any] = {"position_ids": positions} if self.capabilities.takes_positions else {}
+        # The decoder alone: the whole model would compute the logits of all tokens at once.
         out = self.causal_lm.get_decoder()(
             input_ids=ids,
             attention_mask=mask if mask.dim() == 4 else mask.long(),
@@ -247,6 +255,7 @@ class Policy(nn.Module):
         config, output = self.causal_lm.config, self.causal_lm.get_output_embeddings()
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None) or 0.0
+        # Not `isinstance`: a quantized head is a subclass, and its weight is packed.
         if type(output) is nn.Linear:
             return LinearHead(output.weight, output.bias, scale, cap)
 

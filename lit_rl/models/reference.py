@@ -22,6 +22,8 @@ class Reference:
     """
 
     def __init__(self, policy: Policy) -> None:
+        # Made before compilation and sharding: the copy of a compiled layer would run the original's forward, and FSDP2 refuses
+        # `deepcopy`.
         self.copy = None if policy.spec.lora else copy.deepcopy(policy).requires_grad_(False)
         self._policy = policy if self.copy is None else self.copy
 

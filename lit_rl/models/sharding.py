@@ -21,7 +21,9 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
         fully_shard(layer, mesh=data_mesh)
     if policy.value_head is not None:
         fully_shard(policy.value_head, mesh=data_mesh)  # alone: a sharded unit has one precision
+    # Last: this unit takes the weights that no other unit has, embeddings and head among them.
     fully_shard(policy, mesh=data_mesh)
+    # FSDP2 gathers weights around `forward` only, unless it is told of other methods.
     for entrance in ("prefill", "decode_step", "score", "score_sequences", "values", "score_with_values"):
         register_fsdp_forward_method(policy, entrance)
 
@@ -31,6 +33,7 @@ def unsharded_weights(policies: list[Policy]) -> Iterator[None]:
     """Hold whole weights on every rank inside the block, so that ranks may run different numbers of forwards."""
     sharded = [module for policy in policies for module in policy.modules() if _is_sharded(module)]
     for module in sharded:
+        # Otherwise the first forward inside the block would free the weights at its end.
         module.set_reshard_after_forward(False, recurse=False)  # type: ignore[operator]
         module.unshard()  # type: ignore[operator]
     try:

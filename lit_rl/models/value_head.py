@@ -96,6 +96,7 @@ def critic_metrics(values: Tensor, returns: Tensor, mask: Tensor, total: Callabl
         mask: (N, T) bool.
         total: sums a tensor over all ranks.
     """
+    # Variances below are differences of large sums, which cancel in float32.
     truth = returns.double() * mask
     rest = truth - values.double() * mask
     sums = [rest.sum(), rest.square().sum(), truth.sum(), truth.square().sum(), mask.sum().double()]

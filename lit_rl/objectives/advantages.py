@@ -50,10 +50,11 @@ def group_advantages(
     Returns:
         (n, G); exactly 0 if all rewards compared are equal, a phantom zero among them, and in groups of one without phantom.
     """
+    # (n, G), or (n, G + 1) with the phantom
     members = torch.cat([rewards, torch.zeros_like(rewards[:, :1])], dim=1) if baseline == "phantom_zero" else rewards
     if members.shape[1] == 1:  # no other reward to compare with, and no std
         return torch.zeros_like(rewards)
-    centered = rewards - members.mean(dim=1, keepdim=True)
+    centered = rewards - members.mean(dim=1, keepdim=True)  # (n, G)
     if baseline == "leave_one_out":
         centered = centered * (rewards.shape[1] / (rewards.shape[1] - 1))
     # The mean of equal rewards may be off by rounding, and a std of 1e-8 would blow that up into a signal.
@@ -109,9 +110,10 @@ def relative_advantages(
         returns = reward_to_go(rollouts.rewards, penalties, sampled)
         return whiten(returns, rollouts.loss_mask, total, scale=scale == "batch")
     rewards = rollouts.rewards - penalties.sum(1)  # (N)
+    # Over all ranks, so that advantages do not depend on how groups are spread.
     std = gather(rewards).std() if scale == "batch" else None
     compare = partial(group_advantages, baseline=baseline, scale=scale, batch_std=std)
-    return rollouts.within_groups(rewards, compare)[:, None].expand(sampled.shape)
+    return rollouts.within_groups(rewards, compare)[:, None].expand(sampled.shape)  # (N, T)
 
 
 def token_rewards(rewards: Tensor, penalties: Tensor, sampled: Tensor) -> Tensor:
@@ -126,6 +128,7 @@ def token_rewards(rewards: Tensor, penalties: Tensor, sampled: Tensor) -> Tensor
         (N, T); 0 at tokens that were not sampled, except that a row without sampled tokens has its reward at the first token.
     """
     place = torch.arange(sampled.shape[1], device=sampled.device)
+    # Not `lengths - 1`: a row may end with tokens that the policy did not write, which carry no loss.
     last = (sampled * place).amax(1, keepdim=True)  # (N, 1)
     return (-penalties * sampled).scatter_add(1, last, rewards[:, None])
 
@@ -147,7 +150,7 @@ def reward_to_go(rewards: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
         (N, T); 0 outside the mask.
     """
     paid = penalties * mask
-    ahead = paid.flip(1).cumsum(1).flip(1)
+    ahead = paid.flip(1).cumsum(1).flip(1)  # (N, T), sum from each token to the end
     return (rewards[:, None] - ahead) * mask
 
 
@@ -166,10 +169,12 @@ def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], scal
     Returns:
         (N, T); 0 outside the mask.
     """
+    # float64: float32 sums over all tokens of a rollout lose digits.
     kept = values.double() * mask
     added, count = total(torch.stack([kept.sum(), mask.sum().double()]))
     centered = (values.double() - added / count.clamp(min=1)) * mask
     if scale:
+        # A second pass: mean of squares minus square of mean cancels if the mean is large.
         variance = total(centered.square().sum()[None])[0] / (count - 1).clamp(min=1)
         centered = centered / (variance.sqrt() + eps)
     whitened: Tensor = centered.to(values.dtype)

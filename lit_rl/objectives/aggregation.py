@@ -39,6 +39,7 @@ def token_weights(
         (N, T); 0 outside the mask.
     """
     weights = mask.to(dtype)
+    # Counts may be 0 if overlong completions are masked: 0 / 0 would be NaN, and 0 * NaN stays NaN in the sum.
     if aggregation == "token":
         return weights / max(num_tokens, 1)
     if aggregation == "sequence":

@@ -37,6 +37,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
         return -difference
     if estimator == "k2":
         return difference.square() / 2
+    # Only k3 has an exponential that could overflow.
     difference = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1 keeps small values, for which exp(x) - 1 - x rounds to below zero.
     return (difference.expm1() - difference).clamp(min=0.0)

@@ -42,6 +42,7 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
         (N, T), one value per row.
     """
     log_ratio = logprobs - old_logprobs
+    # Detached: the gradient comes in below, at each token, so that weights per token still apply to it.
     mean = (log_ratio.detach() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     ratio = mean.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     return ratio * (1 + logprobs - logprobs.detach())  # (N, T): the value of `ratio`, with a gradient at each token
@@ -63,6 +64,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
     Returns:
         (N, T) loss per token.
     """
+    # The minimum takes the clipped side, without gradient, only if it is worse: a step too far can still be undone.
     gain = (ratio * advantages).minimum(ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     if dual_clip:
         gain = torch.where(advantages < 0, gain.maximum(dual_clip * advantages), gain)
@@ -99,6 +101,7 @@ def sapo_loss(ratio: Tensor, advantages: Tensor, positive: float, negative: floa
     Returns:
         (N, T) loss per token.
     """
+    # Tensors of the ratio's dtype: from bare numbers `where` makes float32.
     tau = torch.where(advantages > 0, ratio.new_tensor(positive), ratio.new_tensor(negative))
     return -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
 
@@ -130,6 +133,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
     Returns:
         (N, T) loss per token, and (N, T) bool, True if clipping stopped the gradient.
     """
+    # The maximum is the pessimistic bound, as the minimum of gains is for the policy.
     plain = (values - returns).square()
     if not clip:
         return plain / 2, torch.zeros_like(plain, dtype=torch.bool)
@@ -152,6 +156,7 @@ def off_policy_mask(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, ad
     Returns:
         (N, T) or (N, 1) bool, like ``advantages``; True keeps the loss.
     """
+    # From the sampler even if a correction makes the learner the old policy: their mismatch is drift too.
     drift = (sampled_logprobs - logprobs.detach()) * mask
     mean = drift.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     return (advantages >= 0) | (mean <= threshold)
@@ -180,7 +185,7 @@ def importance_weights(
     """
     difference = (logprobs.detach() - sampled_logprobs) * mask
     if level == "sequence":
-        difference = difference.sum(1, keepdim=True).expand(mask.shape)
+        difference = difference.sum(1, keepdim=True).expand(mask.shape)  # (N, T), one value per row
     weights = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     if method == "truncate":
         return weights.clamp(low, high)

@@ -130,12 +130,15 @@ class Objective:
             check_choice(f"objective.{option}", getattr(self, option), choices)
         self._check_surrogate()
         for option in ("clip_low", "clip_high", "off_policy_threshold", "dual_clip"):
+            # `not >=` and not `<`, which lets NaN pass.
             if not getattr(self, option) >= 0:
                 raise ValueError(f"objective.{option} is {getattr(self, option)}; write 0 or more.")
+        # The gate divides by them.
         if not min(self.sapo_positive, self.sapo_negative) > 0:
             raise ValueError(
                 f"objective.sapo_positive is {self.sapo_positive} and sapo_negative {self.sapo_negative}; write more than 0."
             )
+        # A smaller bound would cut off losses inside the ordinary clip range.
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
             raise ValueError(f"objective.dual_clip is {self.dual_clip}; write more than 1 + clip_high = {1 + self.clip_high}.")
         if not 0 < self.top_entropy <= 1:
@@ -155,6 +158,7 @@ class Objective:
         }
         particular = {"ratio", "clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative"}
         for option in fields(self):
+            # An option that nothing reads is refused: silence would let a user believe in it.
             unread = option.name in particular - reads[self.surrogate]
             if unread and getattr(self, option.name) != option.default:
                 with_ratio = f" on ratio {self.ratio}" if self.surrogate == "clip" else ""
@@ -175,11 +179,13 @@ class Objective:
         """
         logprobs, means = scores.logprobs, {}
         old = self._old_logprobs(logprobs, rows)
+        # Of tokens even if the surrogate takes ratios of sequences: `kl_weighted` reads it.
         ratio = token_ratio(logprobs, old)
         losses, shares = self._surrogate(logprobs, old, ratio, rows)
         weights = self._correction(old, rows)
         if weights is not None:
             losses = losses * weights
+            # The sampler drew the tokens, so it comes first.
             means["sampling/mismatch_kl"] = kl_estimate(rows.logprobs, old)
         if self.off_policy_threshold:
             keep = off_policy_mask(logprobs, rows.logprobs, rows.sampled, rows.advantages, self.off_policy_threshold)
@@ -187,9 +193,11 @@ class Objective:
             shares["off_policy_masked"] = ~keep
         if rows.has("gradient_mask"):
             losses = losses * rows.gradient_mask
+        # After the masks and weights above: they are about the policy gradient, while KL and entropy hold at every token.
         if rows.has("ref_logprobs") and self.kl_in == "loss":
             kl = kl_estimate(logprobs, rows.ref_logprobs, self.kl_estimator)
             losses = losses + kl_coef * (kl * ratio if self.kl_weighted else kl)
+            # k3 whatever the estimator of the loss, so that runs compare.
             means["kl"] = kl_estimate(logprobs.detach(), rows.ref_logprobs)
         if entropy_coef:
             losses = losses - entropy_coef * scores.entropies
@@ -199,6 +207,7 @@ class Objective:
         """(N, T) log-probabilities under the old policy, which the ratio compares with."""
         if self.correction.method == "none":
             return rows.logprobs
+        # Unfilled if a rollout has one step: the learner is then its own old policy, and a pass is saved.
         return rows.old_logprobs if rows.has("old_logprobs") else logprobs.detach()
 
     def _correction(self, old: Tensor, rows: Rollouts) -> Tensor | None:
@@ -215,6 +224,7 @@ class Objective:
             return sapo_loss(ratio, advantages, self.sapo_positive, self.sapo_negative), {}
         if self.ratio == "sequence":
             ratio = sequence_ratio(logprobs, old, rows.sampled)
+        # Positive advantages only: at a negative one `minimum` keeps the gradient, which moves the ratio back.
         high = (ratio > 1 + self.clip_high) & (advantages > 0)
         if self.surrogate == "cispo":
             losses = cispo_loss(ratio, logprobs, advantages, self.clip_low, self.clip_high)
@@ -239,5 +249,6 @@ def top_entropy_mask(entropies: Tensor, mask: Tensor, everyone: Tensor, share: f
     if len(everyone) == 0:
         return mask
     kept = max(1, round(share * len(everyone)))
+    # Not `torch.quantile`, which refuses more than 16 million values.
     threshold = torch.topk(everyone, kept).values[-1]
     return mask & (entropies >= threshold)

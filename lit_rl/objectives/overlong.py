@@ -43,6 +43,7 @@ class Overlong:
         if self.action == "mask":
             rollouts.in_loss = rollouts.in_loss & ~rollouts.truncated
         elif self.action == "penalize":
+            # As a named part of the reward it is logged by itself.
             penalty = soft_overlong_penalty(rollouts.lengths, limit, self.buffer * limit).float()
             rollouts.parts = rollouts.parts | {"overlong": penalty}
             rollouts.rewards = rollouts.rewards + penalty

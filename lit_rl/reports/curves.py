@@ -13,12 +13,14 @@ Curve = dict[str, list[tuple[int, float]]]
 def read_curve(folder: Path) -> Curve:
     """All metrics that the run in this folder logged; of a step that a resumed run logged again, the later value."""
     values: dict[str, dict[int, float]] = {}
+    # By time, not by name: version_10 would come before version_2.
     logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     for log in logs:
         with log.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 step = int(row["step"])
                 for name, text in row.items():
+                    # CSVLogger leaves a metric's cell empty at steps that did not log it.
                     if text and name not in ("step", "epoch"):
                         values.setdefault(name, {})[step] = float(text)
     return {name: sorted(points.items()) for name, points in values.items()}
@@ -32,6 +34,7 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
     """
     import matplotlib as mpl
 
+    # Draws without a display.
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -47,6 +50,7 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+    # pyplot keeps every open figure in memory.
     plt.close(figure)
     return True
 

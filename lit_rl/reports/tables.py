@@ -18,6 +18,7 @@ def band_table(metrics: dict[str, dict[str, float]], stage: str = "test") -> str
     for name, values in metrics.items():
         for kind, label in ROWS.items():
             cells = [_cell(values, f"{stage}/{kind}_{band}") for band in BANDS]
+            # A run without next-token evaluation has no bands.
             if any(cells):
                 lines.append(f"| {name} | {label} | {' | '.join(cells)} | {_cell(values, f'{stage}/{kind}')} |")
     if not lines:

@@ -45,11 +45,12 @@ def check_policy(policy: Policy) -> None:
         raise ValueError(
             f"model_type {model_type!r} cannot be a policy as configured: {type(error).__name__}: {first_line(error)}"
         ) from error
-    if not difference < most:
+    if not difference < most:  # NaN is refused too
         raise ValueError(
             f"model_type {model_type!r} cannot be a policy as configured: its logits with left padding and a cache, through "
             f"decoder and head, differ from the model's own by {difference:.2g} of their size."
         )
+    # The attention function of `lit_rl.kernels` stands in for sdpa; any other function stays in use.
     if own == "sdpa":
         policy.capabilities = _find_capabilities(policy)
     policy.train(training)
@@ -59,6 +60,7 @@ def _find_capabilities(policy: Policy) -> Capabilities:
     """Capabilities through `lit_rl.kernels.attention`, which stays in use if plain decoding through it is the model's own."""
     model, found = policy.causal_lm, policy.capabilities
     own = model.config._attn_implementation
+    # Results to compare with, while the model still attends in its own way.
     steps, states = _steps(policy, shared=False), _states(policy)
     use_attention(model, NAME)
     with _trying(policy, shares_keys=True):  # `Policy.decode_step` makes its masks by it
@@ -122,9 +124,11 @@ def _model_logits(policy: Policy) -> Tensor:
 def _steps(policy: Policy, shared: bool) -> Tensor:
     """(4, V) logits after two decoding steps of two rows per prompt."""
     prompts, _ = _two_prompts(policy)
+    # With a limit of 3 no row is finished by the two tokens.
     batch = DecodingBatch(policy, prompts, group_size=2, limit=3, max_rows=0, shared=shared)
     batch.admit()
     for _ in range(2):
+        # Rows get unequal tokens, so that a mix-up of rows shows.
         batch.append(torch.arange(4) % policy.vocabulary, torch.zeros(4, dtype=torch.bool))
         batch.advance()
     return batch.logits
@@ -137,6 +141,7 @@ def _rows_are_apart(policy: Policy) -> bool:
     """
     first, other = _states(policy), _states(policy, shift=1)
     same = _difference(other[2:], first[2:]) <= (1e-6 if _is_precise(policy) else 0.0)
+    # The changed row itself must differ, or the comparison has tested nothing.
     return same and not torch.equal(first[:2], other[:2])
 
 

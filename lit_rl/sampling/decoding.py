@@ -72,6 +72,7 @@ class DecodingBatch:
     def admit(self) -> None:
         """Admit waiting prompts, once a quarter of the places is free: each time the whole cache is copied."""
         waiting = len(self.prompts) - self.admitted
+        # Rounded up: the running rows count as if they filled whole groups, so rows never exceed the capacity.
         free = self.capacity - -(-self.num_running // self.group_size)
         wants = min(free, waiting) > 0 and (self.num_running == 0 or free >= min(self.capacity / 4, waiting))
         if wants:
@@ -88,6 +89,7 @@ class DecodingBatch:
     def drop_finished(self) -> None:
         """Let finished rows leave, once they are a share of the batch that is worth the copying."""
         finished = len(self.running) - self.num_running
+        # A batch without running rows stays: in lockstep it is run for the sake of the other ranks.
         if self.num_running and finished * (8 if self.shared else 32) >= len(self.running):
             self._drop()
 
@@ -95,9 +97,11 @@ class DecodingBatch:
         """Run the tokens that were appended last, for the logits of the next ones."""
         if not self._on_any_rank(self.num_running > 0):
             return
+        # Finished rows get a column as well; nothing reads their logits.
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         positions = self.lengths + self.generated - 1
         if self.groups is not None:
+            # Before the layers run, as they read the row's length with this token in it.
             self.groups.step()
         self.logits = self.policy.decode_step(self.tokens, self.mask, positions, self.cache)
 
@@ -120,7 +124,7 @@ class DecodingBatch:
         """Prefill prompts; their rows join the running ones, or replace the batch if none is running."""
         self.admitted += len(numbers)
         prompts, device = self.prompts.select(numbers), self.rows.device
-        logits, cache = self.policy.prefill(prompts)
+        logits, cache = self.policy.prefill(prompts)  # (p, V) for p prompts
         groups = Groups(prompts.mask, self.group_size) if self.shared else None
         if groups is not None:
             share_prompts(cache, groups, self.limit)
@@ -128,7 +132,7 @@ class DecodingBatch:
             repeat_cache(cache, self.group_size)
             preallocate_cache(cache, self.limit)
         mask = prompts.mask.repeat_interleave(self.group_size, dim=0)  # (n, L)
-        first = numbers[0] * self.group_size
+        first = numbers[0] * self.group_size  # prompts are admitted in order, so their rows are consecutive
         rows = torch.arange(first, first + len(mask), device=device)
         new = {
             "rows": rows,
@@ -139,6 +143,7 @@ class DecodingBatch:
             "logits": logits.repeat_interleave(self.group_size, dim=0),
         }
         if self.num_running > 0:
+            # Finished rows leave in `_join`, so mask and attributes are read after it.
             self._join(cache, groups)
             new = {name: torch.cat([getattr(self, name), value]) for name, value in new.items()}
             width = max(self.mask.shape[1], mask.shape[1])

@@ -32,6 +32,7 @@ class PositionRenderer(Renderer):
         texts = self.tokenizer.batch_decode(contexts, clean_up_tokenization_spaces=False)
         if self.template != DIRECT:
             texts = [user_turn(fill_in(self.template, text), self.tokenizer) for text in texts]
+            # A chat template writes its own special tokens; the tokenizer would put a second one before them.
             contexts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         samples = [sample._replace(prompt=text) for sample, text in zip(prompts.samples, texts, strict=True)]
         return PromptBatch.pad(contexts, prompts.completions, samples, self.pad_id).to(prompts.ids.device)

@@ -33,4 +33,5 @@ class Renderer:
 
     def decode(self, rollouts: Rollouts) -> list[str]:
         """Completions as text, special tokens written out, without the end token."""
+        # Clean-up would remove spaces that the policy wrote, and rewards judge the exact text.
         return self.tokenizer.batch_decode(rollouts.completions(), clean_up_tokenization_spaces=False)

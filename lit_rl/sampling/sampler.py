@@ -87,6 +87,7 @@ class Sampler:
         device = prompts.ids.device
         uniforms = draw_uniforms(key, prompts.numbers, group_size, self.max_new_tokens).to(device)  # (N, max_new_tokens)
         temperatures = self._group_temperatures(group_size).repeat(len(prompts)).to(device)  # (N)
+        # A list of temperatures holds no 0, so rows are greedy all together or not at all.
         greedy, untempered = bool((temperatures == 0).any()), bool((temperatures == 1).all())
         ends = torch.tensor(policy.end_tokens, device=device)
         record = _Record(len(prompts) * group_size, self.max_new_tokens)
@@ -190,6 +191,7 @@ class _Record:
 
         def table(values: Tensor) -> Tensor:
             flat = values.new_zeros(rows * longest + 1).index_copy(0, places, values)
+            # A copy, since a view would hold the memory of all `max_new_tokens` columns.
             return flat[:-1].view(rows, longest)[:, :width].clone()  # (N, T)
 
         return Rollouts(

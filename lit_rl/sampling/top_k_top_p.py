@@ -46,6 +46,7 @@ def sample_tokens(
     logp = distribution(logits, temperature)
     kept = None if uniform is None else kept_tokens(logp, top_k, top_p)
     if kept is not None:
+        # From the logits once more, as the learner does, so that both sides round alike.
         logp = distribution(logits, temperature, kept)
     tokens = logp.argmax(-1) if uniform is None else inverse_cdf(logp.exp(), uniform)
     return SampledTokens(tokens, _at(logp, tokens), entropy(logp), kept)

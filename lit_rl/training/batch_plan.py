@@ -41,6 +41,7 @@ class BatchPlan:
     def _nearest(self, unit: int) -> tuple[int, int]:
         """Next smaller and next larger number of prompts that divides."""
         smallest = unit * self.accumulate
+        # Both are at least the smallest plan: rounding down alone could propose 0 prompts.
         below = max(self.prompts // unit * unit, smallest)
         return below, max(below + unit, smallest)
 

@@ -20,6 +20,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
 
 def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
     """Refuse epochs and validations that would begin between the micro-batches of one batch of prompts."""
+    # A trial run takes few micro-batches on purpose.
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     counts = {
@@ -27,6 +28,7 @@ def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
         "trainer.val_check_interval": trainer.val_check_batch if trainer.enable_validation else micro_batches,
     }
     for name, count in counts.items():
+        # None: validation by the clock. inf: no limit.
         if count not in (None, float("inf")) and count % micro_batches:
             below = int(count // micro_batches * micro_batches) or micro_batches
             raise ValueError(
@@ -37,6 +39,7 @@ def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
 
 def check_equal_work(problems: int, ranks: int) -> None:
     """Refuse validation problems that ranks cannot share equally, if each forward pass is one of all ranks."""
+    # A rank with fewer problems runs fewer forwards, and the others would wait for it in a collective.
     if problems % ranks:
         raise ValueError(
             f"model.policy.unshard layer needs equal work on every rank, but {problems} problems "

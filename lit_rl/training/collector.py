@@ -26,13 +26,14 @@ class Collector:
     def __init__(self, actor: Actor, sampler: Sampler, reward: Reward, overlong: Overlong, group_size: int) -> None:
         self.actor, self.sampler, self.reward = actor, sampler, reward
         self.overlong, self.group_size = overlong, group_size
-        self.number = 0  # rollouts finished in this run; the key of sampling
+        self.number = 0  # of the rollout under way, which keys sampling; `Experience` counts it up
         self.times: dict[str, float] = {}  # metrics of the last rollout's first draw
 
     def collect(self, prompts: PromptBatch) -> Rollouts:
         """Next rollout: scored completions of a batch of prompts, after all hooks."""
         start = time.perf_counter()
         rollouts = self._sample(prompts, round=0)
+        # `int` waits for the GPU, so that the clock below is right. Other ranks are taken to sample as many tokens.
         tokens = int(rollouts.lengths.sum()) * self.actor.runtime.ranks
         sampled = time.perf_counter()
         self._score(rollouts)
@@ -41,9 +42,7 @@ class Collector:
             "time/reward": time.perf_counter() - sampled,
             "perf/rollout_tokens_per_second": tokens / (sampled - start),
         }
-        rollouts = self.actor.runtime.on_rollout_end(rollouts)
-        self.number += 1
-        return rollouts
+        return self.actor.runtime.on_rollout_end(rollouts)
 
     def draw(self, prompts: PromptBatch, round: int) -> Rollouts:
         """Scored completions of more prompts for the current rollout; its last hook is not called.
@@ -58,10 +57,12 @@ class Collector:
 
     def _sample(self, prompts: PromptBatch, round: int) -> Rollouts:
         shown = self.actor.renderer.render(prompts.to(self.actor.runtime.device))
+        # After rendering, so that hooks see the tokens that the policy will see.
         shown = self.actor.runtime.on_rollout_start(shown)
         return self.actor.generate(self.sampler, shown, self.group_size, self.number, round)
 
     def _score(self, rollouts: Rollouts) -> None:
         self.reward.prepare(self.actor, rollouts)
         score_rollouts(self.reward, rollouts)
+        # Last, since scoring sets the rewards that a penalty is added to.
         self.overlong.apply(rollouts, self.sampler.max_new_tokens)

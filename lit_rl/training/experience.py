@@ -56,9 +56,12 @@ class Experience(TrainingStream[Rollouts]):
     def begin(self) -> None:
         with self._unsharded():
             rollouts = self.collector.collect(self.prompts.next())
+            # Before `_finish`, whose forward passes would be in vain.
             self._check_size(rollouts.num_groups)
             finished = self._finish(rollouts)
+        # Only now: a checkpoint must not take a rollout for the current one, or count it, before it is whole.
         self.rollouts, self.stopped = rollouts, False
+        self.collector.number += 1
         self.metrics = rollout_metrics(rollouts, self.runtime.gather) | finished | self.collector.times
 
     def draw(self, round: int) -> Rollouts:
@@ -84,11 +87,14 @@ class Experience(TrainingStream[Rollouts]):
 
     def micro_batches(self) -> Iterator[MicroBatch[Rollouts]]:
         rollouts = self.rollouts
+        # Groups stay whole and in order: minibatches are the same at every call, as resuming needs.
         size = rollouts.num_groups // self.plan.minibatches
         steps = [list(range(first, first + size)) for first in range(0, rollouts.num_groups, size)]
+        # One collective for all steps of the rollout.
         counts = self._count(rollouts, steps)
         for epoch in range(self.plan.epochs):
             for number, groups in enumerate(steps):
+                # Between steps only: an accumulation window must not mix two rollouts, whose counts differ.
                 if self.stopped:
                     return
                 yield from self._cut(rollouts, groups, counts[number], on_policy=epoch == number == 0)
@@ -100,10 +106,12 @@ class Experience(TrainingStream[Rollouts]):
         parts = balanced_parts(self._tokens(rollouts)[useful].tolist(), self.plan.accumulate)
         for number, part in enumerate(parts):
             rows = rollouts.select([useful[item] for item in part])
+            # Merging compares tensors of rows, and a support is ragged: rows that look equal could differ in it.
             if rows.support is None:
                 rows = rows.merge_duplicates()
             limit = self.collector.sampler.max_new_tokens
             weights = token_weights(rows.loss_mask, self._aggregation, num_tokens, num_sequences, limit)
+            # Counts are of all rows, so a merged row weighs as much as the rows that it stands for.
             weights = weights * rows.multiplicity[:, None]
             first, last = number == 0, number == len(parts) - 1
             metrics = self.metrics if first else None
@@ -113,7 +121,7 @@ class Experience(TrainingStream[Rollouts]):
         """Groups that have a gradient, and others until there is one for each micro-batch, since all ranks run equally many."""
         if not self._skips_zero_advantages():
             return groups
-        signal = _total(rollouts.group, (rollouts.advantages != 0).any(1)).tolist()
+        signal = _total(rollouts.group, (rollouts.advantages != 0).any(1)).tolist()  # rows with signal
         useful = [group for group in groups if signal[group]]
         fill = [group for group in groups if not signal[group]]
         return useful + fill[: max(0, self.plan.accumulate - len(useful))]
@@ -127,6 +135,7 @@ class Experience(TrainingStream[Rollouts]):
         """For each minibatch over all ranks: tokens and sequences in the loss, and tokens of true completions."""
         mask = rollouts.loss_mask
         rows = torch.stack([mask.sum(1), counted_sequences(mask, self._aggregation)], dim=1)  # (N, 2)
+        # (P, 1): a true completion counts once for its prompt, however many rows the prompt has.
         targets = mask.new_tensor([[len(completion)] for completion in rollouts.prompts.completions], dtype=torch.long)
         by_group = [_total(rollouts.group, rows), _total(_group_of_prompts(rollouts), targets)]
         columns = torch.cat(by_group, dim=1)  # (groups, 3)
@@ -142,6 +151,7 @@ class Experience(TrainingStream[Rollouts]):
         """Position, number of rollouts, and the current rollout if it is unfinished."""
         state: dict[str, Any] = {"number": self.collector.number, "stopped": self.stopped, "rollouts": None, "metrics": {}}
         if self.unfinished:
+            # On the CPU: in every process a GPU tensor would be unpickled on its sender's device.
             state |= {"rollouts": self.rollouts.to("cpu").state_dict(), "metrics": self.metrics}
         return super().state_dict() | state
 
@@ -154,10 +164,12 @@ class Experience(TrainingStream[Rollouts]):
 
 def _total(numbers: Tensor, values: Tensor) -> Tensor:
     """(groups, ...) sums of integer values (n, ...) over equal group numbers (n)."""
+    # `index_add` on a GPU adds in no fixed order, which integers do not notice.
     values = values.long()
     return values.new_zeros(int(numbers.max()) + 1, *values.shape[1:]).index_add(0, numbers, values)
 
 
 def _group_of_prompts(rollouts: Rollouts) -> Tensor:
     """(P) group of each prompt; the rows of a prompt are in one group."""
+    # Rows of one prompt write to one place, but all write the same number.
     return torch.zeros_like(rollouts.prompts.mask[:, 0], dtype=torch.long).index_copy(0, rollouts.prompt, rollouts.group)

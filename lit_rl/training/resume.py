@@ -12,6 +12,7 @@ def collect_states(state: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
     """Stream states of all ranks, by rank; every rank must call."""
     if ranks == 1:
         return [state]
+    # Lightning saves the loader state of rank 0 alone, and would give it to every rank.
     states: list[Any] = [None] * ranks
     torch.distributed.all_gather_object(states, state)
     return states
@@ -40,6 +41,7 @@ def check_same_model(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     if not (own and saved):
         return
     for name in own | saved:
+        # A sharded weight (DTensor) has the shape of the whole weight, so sharded and whole states compare.
         here, there = _shape(own.get(name)), _shape(saved.get(name))
         if here != there:
             raise ValueError(

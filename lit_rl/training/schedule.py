@@ -29,6 +29,7 @@ class Schedule:
         """
         from transformers import get_scheduler  # imported here: takes seconds, and only training needs it
 
+        # Constant schedules never read the number of steps; others would decay towards step -1.
         if max_steps < 0 and not self.name.startswith("constant"):
             raise ValueError(f"model.schedule {self.name!r} needs the run's length; give trainer.max_steps.")
         try:
@@ -39,5 +40,6 @@ class Schedule:
                 num_training_steps=max_steps,
                 scheduler_specific_kwargs=self.options,
             )
+        # transformers raises ValueError for a name and TypeError for an option that it does not know.
         except (ValueError, TypeError) as error:
             raise ValueError(f"model.schedule: {error}") from error

@@ -42,6 +42,7 @@ class StepMetrics:
             total: sums a tensor over all ranks.
             largest: takes the elementwise maximum over all ranks.
         """
+        # One collective for all metrics: every rank must have added the same names in the same order.
         totals = total(torch.stack(list(self._shares.values()))).tolist()
         metrics = {name: top / bottom if bottom else top for name, (top, bottom) in zip(self._shares, totals, strict=True)}
         for name, ends in self._ends.items():
@@ -57,6 +58,7 @@ def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> d
         rollouts: scored rollouts of this rank.
         gather: joins the values (n) of all ranks.
     """
+    # Values are gathered and then averaged: ranks hold different numbers of tokens, so a mean of their means would be wrong.
     rewards = gather(rollouts.rewards)
     lengths, truncated = gather(rollouts.lengths).float(), gather(rollouts.truncated)
     sampled = gather(rollouts.sampled.sum(1)).float().sum()
@@ -71,6 +73,7 @@ def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> d
         "entropy": gather((rollouts.entropies * rollouts.sampled).sum(1)).sum() / sampled,
     }
     if rollouts.has("ref_logprobs"):
+        # k3 whatever the objective's estimator, so that runs compare.
         kl = kl_estimate(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.sampled
         metrics["kl"] = gather(kl.sum(1)).sum() / sampled
     metrics |= {f"rewards/{name}/mean": gather(values).mean() for name, values in rollouts.parts.items()}

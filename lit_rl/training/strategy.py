@@ -22,6 +22,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
 
     def setup_environment(self) -> None:
+        # Only here: the Trainer sets nodes and devices after the constructor, and the base class makes the mesh of them.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 

@@ -89,7 +89,7 @@ class PromptStream:
                 "build the loader with lit_rl.datamodules.base.PromptDataModule."
             )
         self.loader, self._sampler = loader, loader.sampler
-        self.epoch = self.batch = 0
+        self.epoch = self.batch = 0  # batches handed out, not batches that workers prepared ahead
         self._iterator: Iterator[PromptBatch] | None = None
 
     def next(self) -> PromptBatch:
@@ -127,6 +127,7 @@ class TrainingStream(ABC, Generic[Rows]):
         self.prompts = PromptStream(loader)
         if len(loader) == 0:
             raise ValueError(f"the training data hold fewer samples than one batch of {plan.prompts}; lower data.batch_size.")
+        # Fixed, though early stops and refills draw more prompts: Lightning plans validation and accumulation by it.
         self._length = len(loader) * plan.micro_batches
         self._rng: dict[str, Tensor] | None = None
         # Position in the prompts as of the last finished `begin`: a run that dies in `begin` takes the same batch again.
@@ -150,6 +151,7 @@ class TrainingStream(ABC, Generic[Rows]):
         return 0 < self._done < self.plan.micro_batches
 
     def __iter__(self) -> Iterator[MicroBatch[Rows]]:
+        # The body runs at the first `next`: Lightning may call `iter` before it sets its counter for the epoch.
         position = self.runtime.position
         self.prompts.restart()
         if self._rng is not None:
@@ -162,7 +164,9 @@ class TrainingStream(ABC, Generic[Rows]):
                 self._begun, self._done = (self.prompts.epoch, self.prompts.batch), 0
             # An epoch may end inside a batch, which the next epoch goes on with.
             stop = self._done + len(self) - position
+            # Micro-batches that were done before a checkpoint are made again and skipped.
             for batch in islice(self.micro_batches(), self._done, stop):
+                # Counted before `yield`: a checkpoint is written while the generator waits there, after the optimizer step.
                 position += 1
                 self._done += 1
                 yield batch

@@ -25,6 +25,7 @@ def supervised_rows(prompts: PromptBatch, pad_id: int, context: int | None, comp
     Raises:
         ValueError: if a sample has no completion, or more tokens than the model has positions.
     """
+    # An empty list stands for a source without solutions, never for a solution that ends at once.
     if not all(prompts.completions):
         empty = prompts.samples[prompts.completions.index([])].number
         raise ValueError(f"sample {empty} has no completion to learn; supervised loss needs data with solutions.")
@@ -57,13 +58,16 @@ class SupervisedStream(TrainingStream[TokenBatch]):
         self._rows: TokenBatch
 
     def begin(self) -> None:
+        # Rows need no place in checkpoints: a batch is one step, and checkpoints are written between steps.
         self._rows = self._make_rows(self.prompts.next())
 
     def micro_batches(self) -> Iterator[MicroBatch[TokenBatch]]:
         rows = self._rows
+        # Over all ranks, whose rows differ in length: a mean per rank would weigh their tokens unequally.
         num_tokens = int(self.runtime.sum(rows.target.sum()[None]))
         parts = balanced_parts(rows.lengths.tolist(), self.plan.accumulate)
         for number, part in enumerate(parts):
             micro = rows.select(part)
+            # ``token`` reads neither of the last two numbers.
             weights = token_weights(micro.target, "token", num_tokens, self.plan.prompts, 1)
             yield MicroBatch(micro, weights, num_tokens, self.scale, number == 0, number == len(parts) - 1)

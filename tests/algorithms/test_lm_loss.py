@@ -44,21 +44,36 @@ def likelihood_gradient(module: GRPO, samples: list[Sample]) -> Tensor:
     return flat(torch.autograd.grad(likelihood_loss(module, samples), list(module.policy.parameters())))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 3])
-@pytest.mark.parametrize("minibatches", [1, 2])
-def test_the_gradient_is_that_of_the_policy_and_a_share_of_the_likelihoods(tmp_path, accumulate, minibatches):
+@pytest.fixture(scope="module", params=[(3, 1), (2, 2)], ids=["3 micro-batches", "2 minibatches of 2 micro-batches"])
+def with_and_without(request, tmp_path_factory) -> tuple[GRPO, Watch, Watch]:
+    """One rollout with the language-model loss, and one without it; weights stay as they are."""
+    accumulate, minibatches = request.param
     options = {"dtype": "float64", "steps": minibatches, "accumulate": accumulate, "minibatches": minibatches}
-    module, both = watched(tmp_path, lm_coef=0.3, **options)
-    _, alone = watched(tmp_path, **options)
-    for step in range(minibatches):
-        assert len(both.prompts[step]) == 8 // minibatches
+    torch.manual_seed(0)
+    module, both = watched(tmp_path_factory.mktemp("both"), lm_coef=0.3, **options)
+    torch.manual_seed(0)
+    return module, both, watched(tmp_path_factory.mktemp("alone"), **options)[1]
+
+
+def test_the_gradient_is_that_of_the_policy_and_a_share_of_the_likelihoods(with_and_without):
+    module, both, alone = with_and_without
+    assert sum(map(len, both.prompts)) == 8
+    for step, gradient in enumerate(both.gradients):
         expected = alone.gradients[step] + 0.3 * likelihood_gradient(module, both.prompts[step])
-        assert_same(both.gradients[step], expected, 1e-10)
+        assert_same(gradient, expected, 1e-10)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_without_a_signal_the_gradient_is_a_share_of_sfts(tmp_path, accumulate):
-    _, watch = watched(tmp_path, dtype="float64", accumulate=accumulate, reward=Equal(), lm_coef=0.3)
+def test_the_log_shows_the_mean_over_the_targets_of_a_step(with_and_without):
+    module, both, alone = with_and_without
+    for step, metrics in enumerate(both.metrics):
+        expected = float(likelihood_loss(module, both.prompts[step]).detach())
+        assert metrics["lm_loss"] == pytest.approx(expected, rel=1e-6)
+        assert metrics["loss"] == pytest.approx(alone.metrics[step]["loss"] + 0.3 * expected, rel=1e-6)
+        assert "lm_loss" not in alone.metrics[step]
+
+
+def test_without_a_signal_the_gradient_is_a_share_of_sfts(tmp_path):
+    _, watch = watched(tmp_path, dtype="float64", accumulate=2, reward=Equal(), lm_coef=0.3)
     dry = tiny_spec("gpt2", "float64", config={"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0})
     sft = SFT(dry, optimizer=STILL, evaluation=Evaluation(max_new_tokens=4))
     gradients = Gradients()
@@ -68,25 +83,10 @@ def test_without_a_signal_the_gradient_is_a_share_of_sfts(tmp_path, accumulate):
 
 
 class Gradients(Watch):
-    """Of supervised training, which has no samples to keep."""
+    """Keeps gradients of supervised training, whose rows have no samples."""
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         pass
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_log_shows_the_mean_over_the_targets_of_a_step(tmp_path, accumulate):
-    options = {"minibatches": 2, "steps": 2, "accumulate": accumulate, "dtype": "float64"}
-    module, watch = watched(tmp_path, lm_coef=0.3, **options)
-    _, alone = watched(tmp_path, **options)
-    for step in range(2):
-        expected = float(likelihood_loss(module, watch.prompts[step]).detach())
-        assert watch.metrics[step]["lm_loss"] == pytest.approx(expected, rel=1e-6)
-        assert watch.metrics[step]["loss"] == pytest.approx(alone.metrics[step]["loss"] + 0.3 * expected, rel=1e-6)
-
-
-def test_without_it_no_figure_is_logged(tmp_path):
-    assert "lm_loss" not in watched(tmp_path)[1].metrics[0]
 
 
 def test_it_raises_the_likelihood_of_true_completions(tmp_path):
@@ -95,7 +95,7 @@ def test_it_raises_the_likelihood_of_true_completions(tmp_path):
 
 
 class NoSolutions(PromptDataModule):
-    """Problems of which nobody wrote down a solution."""
+    """Problems; one has no solution."""
 
     def setup(self, stage):
         problems = [Sample("<bos><big>1+1<answer>", "" if n == 5 else "2", "2", 40 + n) for n in range(8)]
@@ -108,7 +108,7 @@ def test_samples_without_a_completion_are_refused_in_one_line(tmp_path):
     assert "\n" not in str(refusal.value)
 
 
-def test_samples_without_a_completion_do_where_there_is_no_such_loss(tmp_path):
+def test_samples_without_a_completion_do_if_there_is_no_such_loss(tmp_path):
     _, watch = watched(tmp_path, data=NoSolutions(batch_size=8))
     assert len(watch.gradients) == 1
 
@@ -138,9 +138,8 @@ def everything():
     )
 
 
-@pytest.mark.parametrize(("stop", "accumulate"), [(5, 1), (6, 2), (7, 1)])
-def test_a_run_with_every_option_resumes_in_a_rollout_to_the_last_bit(tmp_path, stop, accumulate):
-    options = {"accumulate_grad_batches": accumulate}
+def test_a_run_with_every_option_resumes_in_a_rollout_to_the_last_bit(tmp_path):
+    stop, options = 6, {"accumulate_grad_batches": 2}
     whole = run(everything, tmp_path, 64, **options)
     saver = ModelCheckpoint(tmp_path, "at", every_n_train_steps=stop, save_on_train_epoch_end=False)
     with pytest.raises(Stopped):

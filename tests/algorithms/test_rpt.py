@@ -43,14 +43,6 @@ def arithmetic(**options) -> Arithmetic:
 # --- options -----------------------------------------------------------------------------------------------------
 
 
-def test_a_text_that_is_not_a_template_is_refused():
-    for template in ("v7", "no place for it", "{context} and {context}"):
-        with pytest.raises(
-            ValueError, match=r"model.template is .*write v0, v1, .*direct, or a text that has \{context\} once"
-        ):
-            rpt(template=template)
-
-
 def test_without_reasoning_the_whole_completion_is_the_prediction():
     assert rpt("bytes", template="direct").reward.answer == WHOLE
     assert rpt("bytes", template="v0").reward.answer == AnswerFormat()

@@ -51,7 +51,7 @@ def test_loss_is_the_mean_over_target_tokens(tmp_path, completion_only):
     assert first_loss(tmp_path, completion_only=completion_only) == pytest.approx(expected_loss(completion_only), rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adafactor, bnb.optim.AdamW8bit, bnb.optim.PagedAdamW8bit])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adafactor, bnb.optim.PagedAdamW8bit])
 def test_any_optimizer_trains(tmp_path, optimizer):
     losses = Losses()
     module = SFT(tiny_spec(config={"hidden_size": 64}), optimizer=functools.partial(optimizer, lr=1e-2), evaluation=SHORT)
@@ -63,6 +63,14 @@ def test_validation_without_generation_logs_the_loss_alone(tmp_path):
     module = SFT(tiny_spec(), evaluation=Evaluation(max_new_tokens=0))
     metrics = quiet_trainer(tmp_path, limit_val_batches=1.0).validate(module, tiny_data(), verbose=False)[0]
     assert set(metrics) == {"val/loss", "val/mean_token_accuracy"}
+
+
+def test_a_loader_that_is_not_a_training_stream_is_refused(tmp_path):
+    data = tiny_data()
+    data.setup("fit")
+    loader = torch.utils.data.DataLoader(data.train_set)
+    with pytest.raises(ValueError, match=r"must return trainer\.lightning_module\.training_data\(loader\)\.$"):
+        quiet_trainer(tmp_path, max_steps=1).fit(SFT(tiny_spec(), evaluation=SHORT), loader)
 
 
 def test_a_row_beyond_the_context_is_named(tmp_path):

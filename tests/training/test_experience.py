@@ -140,6 +140,22 @@ def test_groups_that_do_not_divide_into_steps_are_refused():
 # --- numbers at tokens of others ---------------------------------------------------------------------------------
 
 
+def test_a_rollout_is_counted_once_it_is_finished():
+    """A checkpoint of an exception before that must not skip a key of sampling."""
+    experience = stream(mixed(), minibatches=1, accumulate=1)
+
+    def fail(rollouts):
+        raise RuntimeError("the reference failed")
+
+    finish, experience._finish = experience._finish, fail
+    with pytest.raises(RuntimeError, match="the reference failed"):
+        experience.begin()
+    assert experience.collector.number == 0
+    experience._finish = finish
+    experience.begin()
+    assert experience.collector.number == 1
+
+
 def test_numbers_at_tokens_of_others_show_in_no_metric_and_no_check(tmp_path):
     rollouts = mixed()
     rollouts.entropies = rollouts.sampled * 1.5
