@@ -42,9 +42,11 @@ class AdaptiveKL(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # Lightning calls this hook at each micro-batch; only the last one of an accumulation window takes a step.
         if trainer.global_step == self._step or not isinstance(module, PolicyGradient):
             return
         self._step = trainer.global_step
+        # The logged KL is a mean over all ranks, so that every rank sets the same coefficient.
         self._coef = module.kl_coef = self.adapted(module.kl_coef, float(trainer.callback_metrics["kl"]))
         module.log("kl_coef", self._coef)
 

@@ -37,8 +37,10 @@ class Curriculum(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         data = self._data(trainer)
+        # Logged metrics are the same on all ranks, so all ranks change the level together.
         passed = self._count > 0 and self._total / self._count >= self.threshold
         if passed and self.level + 1 < len(data.levels):
+            # Before the first batch of the epoch, for which new workers copy the data.
             self.level += 1
             data.set_level(self.level)
             rank_zero_info(f"Curriculum: level {self.level} of {len(data.levels) - 1} from step {trainer.global_step} on")
@@ -47,6 +49,7 @@ class Curriculum(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # Once per optimizer step: at other micro-batches the metric is still the value of the last step.
         if trainer.global_step == self._step or self.monitor not in trainer.callback_metrics:
             return
         self._step = trainer.global_step

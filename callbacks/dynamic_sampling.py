@@ -55,12 +55,14 @@ class DynamicSampling(MeteredCallback):
             fresh = _experience(trainer).draw(round=len(drawn))
             drawn.append(fresh)
             rollouts = refill(rollouts, fresh)
+        # By `in_loss` and not by a shorter batch: every rank must return equally many groups. (N)
         rollouts.in_loss = rollouts.in_loss & ~_equal(rollouts)[rollouts.group]
         self.metrics = self._count(runtime, rollouts, drawn) | {"sampling/rounds": len(drawn) - 1.0}
         return rollouts
 
     def _count(self, runtime: Runtime, rollouts: Rollouts, drawn: list[Rollouts]) -> dict[str, float]:
         dropped = torch.cat([_equal(each) for each in drawn])
+        # Rewards of a dropped group are all equal, so the first speaks for all.
         right = dropped & torch.cat([each.per_group(each.rewards, lambda group: group[:, 0] > 0) for each in drawn])
         counts = {
             "kept": ~_equal(rollouts),
@@ -93,7 +95,7 @@ def refill(rollouts: Rollouts, fresh: Rollouts) -> Rollouts:
     useful = (~_equal(fresh)).nonzero()[:, 0].tolist()
     order = list(range(groups))
     for place, number in zip(places, useful, strict=False):
-        order[place] = groups + number
+        order[place] = groups + number  # `join` numbers fresh groups after the others
     return Rollouts.join([rollouts, fresh]).select(order)
 
 

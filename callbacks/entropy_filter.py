@@ -95,6 +95,7 @@ class EntropyFilter(MeteredCallback):
             self._check_tokenizer(self.proxy, module)
         sets = {"fit": ("train_set", "val_set"), "validate": ("val_set",)}.get(stage, ("test_set",))
         for name in sets:
+            # Lightning sets up the data before callbacks, so the sets exist; the policy is built after.
             positions = getattr(trainer.datamodule, name)  # type: ignore[attr-defined]
             if not hasattr(positions, "entropies"):
                 raise ValueError(
@@ -126,6 +127,7 @@ class EntropyFilter(MeteredCallback):
         spec = self.proxy or module.policy_spec
         key = entropy_key(windows, spec, module.seed, module.tokenizer, self.top_k)
         file = Path(self.cache_folder).expanduser() / f"entropies-{key}.npy"
+        # One process writes: several would map one file and compute the same values.
         if trainer.is_global_zero:
             fill_entropies(file, windows, lambda: self._model(trainer, module), self.top_k, self.batch_tokens)
         trainer.strategy.barrier()
@@ -133,12 +135,14 @@ class EntropyFilter(MeteredCallback):
 
     def _model(self, trainer: pl.Trainer, module: PolicyModule) -> Policy:
         """The proxy, or the policy as `PolicyModule.configure_model` will build it."""
+        # The module's seed, so that a policy from scratch gets the weights that it will train with.
         with seeded(module.seed):
             policy = Policy(self.proxy or module.policy_spec, module.tokenizer)
         return policy.to(trainer.strategy.root_device)
 
     def _refuse_threshold(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> None:
         """Refuse a threshold that no entropy can pass, after a few windows and not after hours."""
+        # The entropy of k tokens is at most ln k, that of equal probabilities.
         if self.threshold is None or not self.top_k or self.threshold <= math.log(self.top_k):
             return
         model = self._model(trainer, module)
@@ -154,13 +158,14 @@ class EntropyFilter(MeteredCallback):
         if not before:
             raise ValueError("EntropyFilter: the training set has no positions; give more text.")
         entropies = np.asarray(positions.entropies)
-        values = entropies[positions.places]
+        values = entropies[positions.places]  # (positions) nats
         shown = describe_entropies(values)
         floor = self._floor(values)
         if floor > -math.inf:
             self.metrics = {KEPT: float((values > floor).mean()), THRESHOLD: floor}
             if not self.metrics[KEPT]:
                 raise ValueError(f"EntropyFilter leaves no position above {floor:.3f} nats; write less. {shown}")
+            # One value for each target, as `keep` reads it; NaN, at targets that were not computed, is above no floor.
             positions.keep(entropies > floor)
         rank_zero_info(f"EntropyFilter: entropy_filter/kept {len(positions):,} of {before:,} positions. {shown}")
 
@@ -196,7 +201,9 @@ class EntropyFilter(MeteredCallback):
             rollouts.gradient_mask, floor = mask & (entropies > self.threshold), self.threshold
         elif self.quantile is not None:
             rollouts.gradient_mask = top_entropy_mask(entropies, mask, everyone, 1 - self.quantile)
+            # For the log alone. In numpy, since `torch.quantile` refuses more than 16 million values.
             floor = float(np.quantile(everyone.cpu().numpy(), self.quantile)) if len(everyone) else 0.0
+        # On every rank, even one without a token in the loss: this is a collective.
         kept, counted = runtime.sum(torch.stack([rollouts.gradient_mask.sum(), mask.sum()])).tolist()
         self.metrics = {KEPT: kept / max(counted, 1), THRESHOLD: floor}
         return rollouts

@@ -37,6 +37,7 @@ class HFExport(Callback):
             raise ValueError(f"HFExport needs a module of lit_rl, not {type(module).__name__}.")
         if self._exported == trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        # On every rank, so that all of them skip the next export or all gather.
         self._exported = trainer.global_step
         for name, policy in module.exports().items():
             weights = whole_weights(policy)  # on every rank: sharded weights are gathered

@@ -48,6 +48,7 @@ class Improvement(Callback):
             return
         self.before = metrics
         rank_zero_info(f"Baseline: {self._line(metrics)}")
+        # Lightning gives metrics of the sanity check to no logger, so they are logged here.
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=0)
@@ -78,9 +79,11 @@ class Improvement(Callback):
         return {"before": self.before, "after": self.after, "seconds": self._total_seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # A resumed run has no sanity check: its baseline is in the checkpoint alone.
         self.before, self.after, self._seconds = state["before"], state["after"], state["seconds"]
 
     def _total_seconds(self) -> float:
+        # The clock starts with training, and a state may be asked for before.
         return self._seconds + (time.perf_counter() - self._start if self._start else 0.0)
 
     def _metrics(self, trainer: pl.Trainer) -> dict[str, Any]:

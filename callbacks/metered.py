@@ -22,6 +22,7 @@ class MeteredCallback(RolloutCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: MicroBatch[Any], batch_idx: int
     ) -> None:
+        # Not in the rollout hooks: inside the stream `log` raises. Earlier micro-batches would be overwritten.
         if batch.last:
             module.log_dict(self.metrics)
 

@@ -28,6 +28,7 @@ class SampleTable(Callback):
         self.every_n_steps, self.rows = every_n_steps, rows
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: MicroBatch, batch_idx: int) -> None:
+        # The step counts up after the last micro-batch: without `first` all of a step would write.
         due = batch.first and trainer.global_step % self.every_n_steps == 0
         if not (due and trainer.is_global_zero and isinstance(batch.rows, Rollouts)) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

@@ -27,7 +27,9 @@ class ShuffledRewards(RolloutCallback):
         self.rollouts = 0
 
     def on_rollout_end(self, trainer: pl.Trainer, module: pl.LightningModule, rollouts: Rollouts) -> Rollouts:
+        # Keyed by the number of the rollout, so that a resumed run draws the same permutations.
         order = np.random.default_rng([self.seed, self.rollouts, trainer.global_rank]).permutation(len(rollouts))
+        # Across groups too: within a group a reward would keep its prompt. Parts stay as they are. (N)
         rollouts.rewards = rollouts.rewards[torch.from_numpy(order).to(rollouts.rewards.device)]
         self.rollouts += 1
         return rollouts

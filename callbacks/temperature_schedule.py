@@ -43,6 +43,7 @@ class TemperatureSchedule(MeteredCallback):
 
     def on_rollout_start(self, trainer: pl.Trainer, module: pl.LightningModule, prompts: PromptBatch) -> PromptBatch:
         factor = self.factor(trainer.global_step, trainer.max_steps)
+        # From the configured value, never from the current one: a refill calls this hook again at the same step.
         start = self._configured
         _sampler(module).temperature = [factor * each for each in start] if isinstance(start, list) else factor * start
         mean = sum(start) / len(start) if isinstance(start, list) else start
@@ -52,6 +53,7 @@ class TemperatureSchedule(MeteredCallback):
     def factor(self, step: int, max_steps: int) -> float:
         """Factor on the configured temperature: 1 until ``start_step``, ``final`` at ``max_steps``."""
         done = max(0, step - self.start_step) / (max_steps - self.start_step)
+        # A function of the step alone, so that a resumed run needs no state.
         return 1.0 - (1.0 - self.final) * done
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

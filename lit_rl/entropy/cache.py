@@ -34,10 +34,13 @@ def entropy_key(windows: Windows, proxy: PolicySpec, seed: int, tokenizer: PreTr
     A model folder counts by the content of its files; ``seed`` counts because it seeds the weights of a model from scratch.
     """
     digest = hashlib.sha256()
+    # Only the stretch that windows reach, and places relative to it: text elsewhere in the corpus does not change the name.
     start, stop = (int(windows.starts.min()), int(windows.limits.max())) if len(windows) else (0, 0)
     digest.update(np.ascontiguousarray(windows.ids[start:stop]).data)
     for places in (windows.starts, windows.firsts, windows.ends, windows.limits):
+        # int64 always: equal places in another integer type must give equal bytes.
         digest.update(np.ascontiguousarray(places - start, dtype=np.int64).data)
+    # The vocabulary too: the same ids are another text under another tokenizer.
     model = [asdict(proxy), seed, _folder_hashes(proxy.pretrained), sorted(tokenizer.get_vocab().items()), top_k]
     digest.update(json.dumps(model, sort_keys=True).encode())
     return digest.hexdigest()[:24]
@@ -48,6 +51,7 @@ def _folder_hashes(source: str | None) -> list[str]:
     files = sorted(Path(source).expanduser().iterdir()) if source and Path(source).expanduser().is_dir() else []
     hashes = []
     for path in files:
+        # Weights and their config; a changed README does not cost hours.
         if path.suffix in (".json", ".safetensors", ".bin"):
             with path.open("rb") as file:
                 hashes.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
@@ -61,6 +65,7 @@ def read_entropies(file: Path) -> NDArray[np.float32]:
 
 def is_complete(file: Path) -> bool:
     """Whether the file exists and is full."""
+    # The file fills from the front, so its last value speaks for all.
     return file.is_file() and (len(values := read_entropies(file)) == 0 or not math.isnan(values[-1]))
 
 
@@ -82,15 +87,19 @@ def fill_entropies(file: Path, windows: Windows, proxy: Callable[[], Policy], to
     if not file.is_file():
         _begin(file, windows.num_targets)
     values = np.load(file, mmap_mode="r+")
+    # The key is False up to the last computed value and True after it, as bisection needs.
     done = bisect.bisect_left(range(len(values)), True, key=lambda place: math.isnan(values[place]))
+    # A window that is computed in part is computed again as a whole.
     window = windows.locate(done)[0]
     with Progress(transient=True) as progress:
         bar = progress.add_task("Entropies", total=windows.num_targets)
         for number, (stop, found) in enumerate(window_entropies(proxy(), windows, top_k, batch_tokens, window), start=1):
             end = int(windows.offsets[stop])
+            # Written down, it would read as not computed yet, and the search above would go wrong.
             if np.isnan(found).any():
                 raise ValueError(f"the proxy's entropy is NaN before window {stop}: it may overflow in its dtype; try float32.")
             values[end - len(found) : end] = found
+            # A killed process leaves its pages to the kernel; `flush` limits what a crash of the machine costs.
             if number % FLUSH_BATCHES == 0:
                 values.flush()
             progress.update(bar, completed=end)
@@ -99,6 +108,7 @@ def fill_entropies(file: Path, windows: Windows, proxy: Callable[[], Policy], to
 
 def _begin(file: Path, size: int) -> None:
     """Create a file in which no target is computed yet."""
+    # Under its name the file always has its full length: a reader never maps a part.
     with new_file(file) as new:
         values = np.lib.format.open_memmap(new, mode="w+", dtype=np.float32, shape=(size,))
         values[:] = math.nan

@@ -27,6 +27,7 @@ def next_token_entropy(logits: Tensor, top_k: int) -> Tensor:
         top_k: entropy over that many most likely tokens, renormalised; 0 takes all.
     """
     if 0 < top_k < logits.shape[1]:
+        # (M, top_k); `distribution` renormalises
         logits = logits.topk(top_k, dim=1).values
     return entropy(distribution(logits)).float()
 
@@ -48,7 +49,7 @@ def window_entropies(
     Yields:
         Number of the window after these ones, and the entropies of their targets in nats, in order.
     """
-    policy.eval()
+    policy.eval()  # dropout would make the entropies random
     while first < len(windows):
         stop = _batch_end(windows, first, batch_tokens)
         yield stop, _entropies(policy, _batch(windows, first, stop), top_k)
@@ -60,6 +61,7 @@ def _batch_end(windows: Windows, first: int, batch_tokens: int) -> int:
     stop, width = first, 0
     while stop < len(windows):
         width = max(width, int(windows.ends[stop] - windows.starts[stop]))
+        # `stop > first`: a window longer than a batch must still get its pass.
         if stop > first and width * (stop + 1 - first) > batch_tokens:
             break
         stop += 1
@@ -69,9 +71,11 @@ def _batch_end(windows: Windows, first: int, batch_tokens: int) -> int:
 def _batch(windows: Windows, first: int, stop: int) -> TokenBatch:
     rows = [windows.tokens(window) for window in range(first, stop)]
     lengths = torch.tensor([len(row) for row in rows])
+    # Any id may pad: in a causal model no token attends to what follows it.
     ids = torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in rows])  # (n, S)
     begin = torch.from_numpy(np.asarray(windows.firsts[first:stop] - windows.starts[first:stop]))
     place = torch.arange(ids.shape[1])
+    # (n, S) targets: neither context nor padding
     return TokenBatch(ids, lengths, (place >= begin[:, None]) & (place < lengths[:, None]))
 
 
@@ -79,6 +83,7 @@ def _batch(windows: Windows, first: int, stop: int) -> TokenBatch:
 def _entropies(policy: Policy, batch: TokenBatch, top_k: int) -> NDArray[np.float32]:
     """Entropies of a batch's targets, row by row; logits exist for one chunk of targets at a time."""
     batch = batch.to(next(policy.parameters()).device)
+    # The trunk without its head: logits of all positions could fill the memory. (n, S, H)
     out = policy.causal_lm.get_decoder()(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
     # (M, H), the state before each target; column 0 is never a target
     hidden = out.last_hidden_state[batch.target.roll(-1, dims=1)]

@@ -29,6 +29,7 @@ class HasEntropies(Protocol):
 
 def needed_windows(positions: HasEntropies) -> NDArray[np.integer]:
     """Numbers of the windows that hold a position, ascending."""
+    # From the right, as in `Windows.locate`: a window without targets shares its offset with the next window.
     return np.unique(np.searchsorted(positions.windows.offsets, positions.places, side="right") - 1)
 
 
@@ -42,7 +43,9 @@ def attach_entropies(positions: HasEntropies, numbers: NDArray[np.integer], valu
     """
     offsets = positions.windows.offsets
     if len(numbers) < len(positions.windows):
+        # Numbers among all targets, so that a position finds its entropy whatever was left out.
         targets = np.concatenate([np.arange(offsets[number], offsets[number + 1]) for number in numbers])
+        # NaN is above no threshold, so a target that was not computed is never kept.
         some, values = values, np.full(offsets[-1], np.nan, dtype=np.float32)
         values[targets] = some
     positions.entropies = values

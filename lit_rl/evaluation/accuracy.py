@@ -20,6 +20,7 @@ EVALUATION_ROLLOUT = 2**32 - 1
 """Rollout number of all evaluation draws; training never reaches it."""
 
 
+# A module, so that Lightning moves the metrics' sums to the device, where ranks add them up.
 class Evaluation(nn.Module):
     """Generates answers to held-out problems and counts the right ones.
 
@@ -40,6 +41,7 @@ class Evaluation(nn.Module):
         super().__init__()
         self.correct: AnswerReward[Any] = correct or ArithmeticAnswer()
         self.samples, self.generates = samples, max_new_tokens > 0
+        # At least 1, since a sampler refuses 0; `generates` keeps it from being used then.
         self.greedy = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=0.0)
         self.sampled = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=temperature)
         names = ["accuracy", "truncated"] if self.generates else []
@@ -72,15 +74,19 @@ class Evaluation(nn.Module):
         """Count in ``samples`` completions of each problem, one problem after another."""
         size = self.samples
         answers = self.correct.answers(rollouts)
+        # (P) right answers of each problem; groups are numbered in the order of prompts, as samples are
         right = rollouts.per_group(self.correct.score(rollouts), lambda group: group.sum(1)).long().tolist()
         samples = rollouts.prompts.samples
+        # Rows of a sampler stand in the order of prompts, `size` rows each.
         votes = [majority(answers[first : first + size]) for first in range(0, len(answers), size)]
         voted = [self.correct.is_right(vote, sample) for vote, sample in zip(votes, samples, strict=True)]
+        # A set: with one sample, pass@1 must not count twice.
         for k in {1, size}:
             self._add(f"pass@{k}", torch.tensor([pass_at_k(size, count, k) for count in right], dtype=torch.float64))
         self._add(f"maj@{size}", torch.tensor(voted))
 
     def _generate(self, actor: Actor, sampler: Sampler, prompts: PromptBatch, size: int) -> Rollouts:
+        # One number for all evaluations: a problem's draws stay the same, and two evaluations differ by the policy alone.
         return actor.generate(sampler, actor.renderer.render(prompts), size, EVALUATION_ROLLOUT)
 
     def _add(self, name: str, values: torch.Tensor) -> None:
@@ -93,5 +99,6 @@ class Evaluation(nn.Module):
             value = metric.compute()
             if value["count"]:  # some have no problems of their kind
                 metrics |= with_interval(name, value)
+            # Lightning resets only metrics that are logged as objects, and here numbers are logged.
             metric.reset()
         return metrics

@@ -24,16 +24,19 @@ def wilson_interval(successes: float, trials: float, z: float = Z95) -> tuple[fl
     p, zz = successes / trials, z * z
     center = (p + zz / (2 * trials)) / (1 + zz / trials)
     half = z / (1 + zz / trials) * sqrt(p * (1 - p) / trials + zz / (4 * trials * trials))
+    # Rounding may leave [0, 1] by a last digit.
     return max(0.0, center - half), min(1.0, center + half)
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """``1 - C(n - c, k) / C(n, k)``: unbiased probability that one of k draws is right (arXiv 2107.03374, eq. 1)."""
+    # `comb` is exact for integers of any size, and 0 if fewer than k answers are wrong.
     return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
 def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
     """Most frequent answer, the earliest of several; None if no completion has an answer."""
+    # Among equals `most_common` keeps the order of first appearance, so that every run picks the same answer.
     counted = Counter(answer for answer in answers if answer is not None)
     return counted.most_common(1)[0][0] if counted else None
 
@@ -47,6 +50,7 @@ class Proportion(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        # float64: a float32 count stands still at 2**24. `compute` sums over ranks, so all ranks must call it.
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -84,6 +88,7 @@ class Mean(Metric):
         """``mean``, ``low`` and ``high``."""
         count = max(float(self.count), 1.0)
         mean = float(self.total) / count
+        # The variance over n, divided by n - 1, is the squared error of the mean. Rounding may make it negative.
         error = sqrt(max(float(self.squares) / count - mean * mean, 0.0) / max(count - 1, 1.0))
         return {"mean": mean, "low": mean - Z95 * error, "high": mean + Z95 * error}
 

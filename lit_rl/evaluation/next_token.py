@@ -42,6 +42,7 @@ class NextTokenEvaluation(Evaluation):
 
     def update(self, actor: Actor, prompts: PromptBatch) -> None:
         super().update(actor, prompts)
+        # The data's own prompts: bare contexts, without the template that `render` puts around them.
         hits = self._plain_hits(actor, prompts)
         self._add("ntp_accuracy", hits)
         self._add_to_bands("ntp_accuracy", hits, prompts.samples)
@@ -50,6 +51,7 @@ class NextTokenEvaluation(Evaluation):
         super().count(rollouts)
         self._add_to_bands("accuracy", self.correct.score(rollouts), rollouts.prompts.samples)
         pairs = zip(self.correct.answers(rollouts), rows_pieces(rollouts), strict=True)
+        # Not `matched_tokens`, which gives nothing to a prediction that goes wrong later.
         lengths = [agreed_tokens(prediction or b"", pieces) for prediction, pieces in pairs]
         self.matched.update(torch.tensor(lengths, dtype=torch.float64))
 
@@ -57,6 +59,7 @@ class NextTokenEvaluation(Evaluation):
         """(P) bool, whether the most likely token after the bare context is the true one."""
         with torch.no_grad():
             logits, _ = actor.policy.prefill(prompts)  # (P, V)
+        # (P), by token id: without reasoning the model predicts one token
         return logits.argmax(-1).cpu() == torch.tensor([sample.target[0] for sample in prompts.samples])
 
     def _add_to_bands(self, name: str, values: Tensor, samples: list[Sample]) -> None:

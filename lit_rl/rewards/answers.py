@@ -27,8 +27,10 @@ class ArithmeticAnswer(AnswerReward[Fraction]):
         self.marker, self.digit_order = marker, digit_order
 
     def read(self, text: str, sample: Sample) -> Fraction | None:
+        # A prompt that ends with the marker asks for the answer at once; in other prompts the policy writes the marker itself.
         if not sample.prompt.endswith(self.marker):
             _, *answers = text.split(self.marker)
+            # Exactly one marker: a policy that may answer twice learns to guess twice.
             if len(answers) != 1:
                 return None
             text = answers[0]
@@ -41,6 +43,7 @@ class ArithmeticAnswer(AnswerReward[Fraction]):
                 f"the reference {sample.reference!r} of sample {sample.number} is not a number in digit_order "
                 f"{self.digit_order}; set digit_order of the reward and of the evaluation as in the data."
             )
+        # By value: `1/2` answers a reference of `2/4`.
         return answer == truth
 
 

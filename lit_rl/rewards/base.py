@@ -14,6 +14,7 @@ from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.actor import Actor
 from lit_rl.types import Sample
 
+# Hashable, because a majority vote counts equal answers.
 Answer = TypeVar("Answer", bound=Hashable)
 
 
@@ -68,10 +69,12 @@ class AnswerReward(Reward, Generic[Answer]):
     def answers(self, rollouts: Rollouts) -> list[Answer | None]:
         """Answer of each completion; None for a completion without one."""
         rows = zip(rollouts.texts, rollouts.samples, rollouts.truncated.tolist(), strict=True)
+        # A cut completion has no end token, and its last number may lack digits.
         return [None if cut and not self.reads_truncated else self.read(text, sample) for text, sample, cut in rows]
 
     def score(self, rollouts: Rollouts) -> Tensor:
         pairs = zip(self.answers(rollouts), rollouts.samples, strict=True)
+        # (N) float, since rewards are averaged and weighted
         return torch.tensor([self.is_right(answer, sample) for answer, sample in pairs], dtype=torch.float32)
 
 
@@ -96,9 +99,11 @@ class WeightedSum(Reward):
             reward.prepare(actor, rollouts)
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        # Checked one by one, so that an error names the inner reward and not the sum.
         return {name: value for reward in self.rewards for name, value in checked_parts(reward, rollouts).items()}
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
+        # (rewards, N) summed to (N); each reward finds its own parts by name
         return torch.stack([w * reward.total(parts) for w, reward in zip(self.weights, self.rewards, strict=True)]).sum(0)
 
     def score(self, rollouts: Rollouts) -> Tensor:
@@ -109,6 +114,7 @@ class WeightedSum(Reward):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for reward in self.rewards:
+            # A reward that was added after the checkpoint finds no state there and starts afresh.
             reward.load_state_dict(state.get(reward.name, {}))
 
 
@@ -125,6 +131,7 @@ def score_rollouts(reward: Reward, rollouts: Rollouts) -> None:
     parts = checked_parts(reward, rollouts)
     total = reward.total(parts)
     _check(reward.name, total, rollouts)
+    # Most rewards read texts and so make CPU tensors; advantages are computed on the rollout's device.
     device = rollouts.lengths.device
     rollouts.rewards = total.float().to(device)
     rollouts.parts = {name: value.float().to(device) for name, value in parts.items()}
@@ -150,8 +157,10 @@ def checked_parts(reward: Reward, rollouts: Rollouts) -> dict[str, Tensor]:
 def _check(name: str, value: Tensor, rollouts: Rollouts) -> None:
     if not isinstance(value, Tensor):  # rewards are written by users
         raise RewardError(f"reward {name}: a {type(value).__name__}; return a tensor with one number per completion.")
+    # Exact: a (N, 1) reward would broadcast against (N) to (N, N) without an error.
     if value.shape != rollouts.lengths.shape:
         raise RewardError(f"reward {name}: shape {tuple(value.shape)} for {len(rollouts)} completions; return one number each.")
+    # One NaN would spread over its whole group by the baseline, and from there to all weights.
     if not bool(value.isfinite().all()):
         row = int((~value.isfinite()).nonzero()[0])
         number = rollouts.samples[row].number

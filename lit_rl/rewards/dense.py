@@ -46,13 +46,16 @@ class DensePrefixMatch(PrefixMatch):
         tokens = torch.tensor([-1 if token is None else token for token in first], device=device)  # (N)
         texts, prompt = actor.renderer.plain(rollouts.prompts).to(device), rollouts.prompt
         found = torch.zeros(len(rollouts), device=device)
+        # By prompt and not by row: rows of a prompt share its distribution, and prompts are equally many on all ranks.
         for chunk in torch.arange(len(texts)).split(PROMPTS_PER_FORWARD):
             with actor.runtime.forward_context():
                 logits, _ = actor.policy.prefill(texts.select(chunk.tolist()))  # (p, V), at the last position only
             start, stop = int(chunk[0]), int(chunk[-1]) + 1
             rows = ((prompt >= start) & (prompt < stop)).nonzero()[:, 0]  # (n), in any order of prompts
+            # Outside the forward context and in float32: in bf16 a probability has two or three digits.
             probabilities = logits.float().softmax(-1)[prompt[rows] - start]  # (n, V)
             found[rows] = probabilities.gather(1, tokens[rows, None].clamp(min=0))[:, 0]
+        # The clamp above gave rows without a token the probability of token 0.
         self._probabilities = (found * (tokens >= 0)).cpu()
 
     def parts(self, rollouts: Rollouts) -> dict[str, Tensor]:
@@ -60,10 +63,10 @@ class DensePrefixMatch(PrefixMatch):
             raise ValueError("asks the policy and was called without `prepare`; in an evaluation write PrefixMatch instead.")
         parts = super().parts(rollouts)
         hits = parts[self.name] > 0
-        dense = torch.where(hits, 1.0, self._probabilities)
+        dense = torch.where(hits, 1.0, self._probabilities)  # (N)
         if self.conditional:
             solved = rollouts.within_groups(hits, lambda group: group.any(1, keepdim=True).expand_as(group))
-            dense = dense * solved
+            dense = dense * solved  # (N), 0 in groups without a right prediction
         return parts | {"dense": dense}
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:

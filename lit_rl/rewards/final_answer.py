@@ -29,11 +29,13 @@ def read_value(text: str) -> Fraction | None:
         return None
     text = text.replace("$", "")
     match = _NUMBER.match(text)
+    # `isnumeric` and not `isdigit`: one half as a single character (U+00BD) makes another number of `1`.
     if match is None or any(character.isnumeric() for character in text[match.end() :]):
         return None
     sign, number, denominator = match.groups()
     if denominator is not None and int(denominator) == 0:
         return None
+    # Exact: as floats, 1/3 and 0.333333333333333333 are equal.
     return Fraction(sign + number.replace(",", "")) / int(denominator or 1)
 
 

@@ -54,14 +54,17 @@ class InformationGain(Reward):
         """Update the average, and score the true continuations under policy and average."""
         if actor.runtime.sharded:
             raise ValueError(f"reward {self.name} averages whole weights, and fsdp2 shards them: write trainer.strategy ddp.")
+        # Before scoring: at the first rollout there is no average yet, and this call makes it the policy itself.
         self.average.update(actor.policy, actor.runtime.step)
         after, lead = self._tokens(actor, "after", self.after), self._tokens(actor, "lead", self.lead)
+        # (P) lists, without padding: a thought follows its prompt directly.
         prompts = [ids[keep].tolist() for ids, keep in zip(rollouts.prompts.ids, rollouts.prompts.mask, strict=True)]
         thoughts = self._thoughts(actor, rollouts, after)
         rows = [prompts[number] + thought + lead for number, thought in zip(rollouts.prompt.tolist(), thoughts, strict=True)]
-        informed = self._truth_logprobs(actor, rows, rollouts.samples)
+        informed = self._truth_logprobs(actor, rows, rollouts.samples)  # (N)
         # Outside the forward context: autocast keeps casts of the weights until it is left.
         with self.average.in_place_of(actor.policy):
+            # (P): without a thought all rows of a prompt ask the same question.
             baseline = self._truth_logprobs(actor, [prompt + after + lead for prompt in prompts], rollouts.prompts.samples)
         self._gains = informed - baseline[rollouts.prompt.cpu()]
 
@@ -120,6 +123,7 @@ class InformationGain(Reward):
 
 def thought_end(pieces: Sequence[bytes], after: bytes) -> int | None:
     """Number of tokens up to the end of the last ``after``, None if it does not occur."""
+    # Bytes and not tokens: the policy may spell `after` with other tokens than the tokenizer.
     place = b"".join(pieces).rfind(after)
     ends = list(accumulate(len(piece) for piece in pieces))
     return None if place < 0 else bisect_left(ends, place + len(after)) + 1

@@ -98,6 +98,7 @@ def _serve(seconds: float) -> None:
 
     import math_verify
 
+    # Beyond the limit an allocation raises MemoryError, which counts as different below.
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm ends the process, whatever it is doing
     verdicts, sys.stdout = sys.stdout, sys.stderr  # nothing else must be taken for a verdict

@@ -43,6 +43,7 @@ class AnswerFormat:
     def read(self, text: str) -> str | None:
         """Prediction in the text of a completion; None without one."""
         if self.after:
+            # The last one: a reasoning may quote the text that ends it.
             _, found, text = text.rpartition(self.after)
             if not found:
                 return None
@@ -64,11 +65,14 @@ class AnswerFormat:
         # In one pass: policies like to repeat an opening without end, and a pass for each of them would take hours.
         opened: list[tuple[int, bool]] = []  # of each open brace: where its inside begins, and whether it opens a prediction
         last, prediction = -1, None
+        # A match of the opening takes its own brace along, so that no brace counts twice.
         for mark in re.finditer(re.escape(self.opening) + "|[{}]", text):
             if mark[0] != "}":
                 opened.append((mark.end(), mark[0] == self.opening))
                 continue
+            # A closing brace that nothing opened is plain text.
             inside, is_prediction = opened.pop() if opened else (-1, False)
+            # Of nested boxes the inner one closes first and opens last: the last opening wins.
             if is_prediction and inside > last:
                 last, prediction = inside, text[inside : mark.start()]
         return prediction
@@ -86,9 +90,11 @@ def matched_tokens(prediction: bytes, pieces: Sequence[bytes]) -> int:
     """
     end = 0
     for count, piece in enumerate(pieces, start=1):
+        # Past the prediction's end the slice is short and differs: no credit for a stop inside a token.
         if prediction[end : end + len(piece)] != piece:
             return 0
         end += len(piece)
+        # An unused id has no bytes and fits everywhere; `end > 0` keeps an empty prediction from matching it.
         if end == len(prediction) and end > 0:
             return count
     return 0
@@ -139,6 +145,7 @@ class PrefixMatch(AnswerReward[bytes]):
         return parts[self.name] + self.no_answer * (1 - parts["answered"])
 
     def score(self, rollouts: Rollouts) -> Tensor:
+        # Not from `is_right`, as in the base class: partial credit and the penalty count too.
         return self.total(self.parts(rollouts))
 
     def read(self, text: str, sample: Sample) -> bytes | None:
@@ -153,6 +160,7 @@ class PrefixMatch(AnswerReward[bytes]):
         if not prediction:
             return 0.0
         if self.credit == "partial":
+            # Over the prediction's length: a longer guess must stay right to keep its credit.
             return sum(map(len, pieces[: agreed_tokens(prediction, pieces)])) / len(prediction)
         if self.credit == "first_token":
             return float(bool(pieces) and prediction.startswith(pieces[0]))

@@ -68,6 +68,7 @@ class RPNAnswer(AnswerReward[str]):
         if not self.derivation:
             return right
         rows = zip(rollouts.texts, rollouts.samples, strict=True)
+        # A product and not part of `is_right`: that one sees the value alone, as a majority vote needs.
         return right * torch.tensor([self._steps_are_true(text, sample) for text, sample in rows])
 
     def read(self, text: str, sample: Sample) -> str | None:
@@ -79,6 +80,7 @@ class RPNAnswer(AnswerReward[str]):
 
     def _steps_are_true(self, text: str, sample: Sample) -> bool:
         expressions = [given_expression(sample, self.modulus), *read_steps(text)]
+        # True without any step too; such a text has no value and is wrong already.
         return all(is_step(before, after, self.modulus) for before, after in pairwise(expressions))
 
 
@@ -104,6 +106,7 @@ class RPNProgress(Reward):
     def _share(self, text: str, sample: Sample) -> float:
         expression = reached = given_expression(sample, self.modulus)
         for step in read_steps(text):
+            # A step that a limit cut off is false as a rule, and so ends the count by itself.
             if not is_step(reached, step, self.modulus):
                 break
             reached = step
@@ -149,8 +152,10 @@ class RPNReward(WeightedSum):
 
 def final_value(text: str, modulus: int) -> str | None:
     """Value that ends a finished completion; None if the completion does not have the form of `RPNFormat`."""
+    # The empty list stands for a text without `=`, whose value is then missing.
     *steps, last = read_steps(text) or [[]]
     known = set(vocabulary(modulus))
+    # A step of one word is a value before the end: a second answer.
     if not all(len(step) > 1 and known.issuperset(step) for step in steps):
         return None
     return last[0] if len(last) == 1 and last[0] in operands(modulus) else None
@@ -163,6 +168,7 @@ def given_expression(sample: Sample, modulus: int) -> list[str]:
         ValueError: if its value is not the reference.
     """
     expression = read_prompt(sample.prompt)
+    # Another modulus would judge every answer falsely, and in silence. Below three words there is no operation.
     if len(expression) < 3 or derivation(expression, modulus)[-1] != [sample.reference]:
         raise ValueError(
             f"the reference {sample.reference!r} of sample {sample.number} is not the value of {sample.prompt!r} modulo "

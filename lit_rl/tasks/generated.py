@@ -61,6 +61,7 @@ class GeneratedProblems(Dataset[Sample], ABC, Generic[GrammarT, ExpressionT]):
             ValueError: if the grammar has too few expressions.
         """
         samples: dict[str, Sample] = {}
+        # Here an item depends on the items before it, which a set that is read in any order cannot have.
         taken = set(self.taken)
         for index in range(self.size):
             key, samples[key] = self._draw(index, taken)
@@ -69,11 +70,13 @@ class GeneratedProblems(Dataset[Sample], ABC, Generic[GrammarT, ExpressionT]):
 
     def _draw(self, index: int, taken: Set[str]) -> tuple[str, Sample]:
         """Key and sample of the first expression that is not taken and belongs here."""
+        # Bounded: a grammar of few expressions may have none left, and would be searched for ever.
         for attempt in range(MAX_ATTEMPTS):
             # A seed that is a text is hashed alike in every process; a tuple is not.
             rng = Random(f"{self.seed}/{index}/{attempt}")
             expression = self._generate(rng)
             key = self._key(expression)
+            # The key and not the text: other spaces do not make another problem.
             if key not in taken and self._belongs(key):
                 return key, self._sample(expression, index, rng)
         raise ValueError(

@@ -117,6 +117,7 @@ def _operation(grammar: Grammar, rng: Random, depth: int) -> Node:
     if name in _UNARY:
         return Node(name, (first,), _UNARY[name](first.value))
     draw = _divisor if name in ("/", "%") else _operand
+    # A zero divisor is drawn again and not its whole expression, so that `/` stays as likely as any operator.
     second = draw(grammar, rng, depth - 1)
     return Node(name, (first, second), _BINARY[name](first.value, second.value))
 
@@ -153,10 +154,11 @@ def _tokens(node: Node, order: DigitOrder, parentheses: float = 0.0, rng: Random
         tokens = [node.operator, "("]
         for child in node.children:
             tokens += [*_tokens(child, order, parentheses, rng), ","]
-        tokens[-1] = ")"
+        tokens[-1] = ")"  # in place of the last comma
     else:
         left, right = (_tokens(child, order, parentheses, rng) for child in node.children)
         first, second = node.children
+        # A left operand of equal precedence needs no pair: text is read from left to right.
         if PRECEDENCE.get(first.operator, _ATOM) < precedence:
             left = _enclosed(left)
         # Equal precedence too: without the pair, 10-(2+3) would read as (10-2)+3.

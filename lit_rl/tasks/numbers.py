@@ -34,12 +34,14 @@ def read_number(text: str, order: DigitOrder = "big") -> Fraction | None:
     Returns:
         The value; None for any other text.
     """
+    # `fullmatch` and not `$`, which also matches before a line break at the end.
     match = _NUMBER.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if match is None:
         return None
     sign, numerator, denominator = match.groups()
     top = _read_digits(numerator, order)
     bottom = 1 if denominator is None else _read_digits(denominator, order)
+    # Refused: leading zeros, a denominator of 0, and -0, since a number has one text.
     if top is None or not bottom or (sign and top == 0):
         return None
     return Fraction(-top if sign else top, bottom)

@@ -61,7 +61,9 @@ class ArithmeticProblems(GeneratedProblems[Grammar, Node]):
 
     def _sample(self, expression: Node, index: int, rng: Random) -> Sample:
         order = self.digit_order
+        # The generator that drew the expression goes on, so the spaces too are a function of seed and index.
         text = show(expression, self.grammar, order, rng)
+        # The reference stands in the digit order of the problem, so a reward must read it in the same order.
         result = write_number(expression.value, order)
         if self.scratchpad == "none":
             return Sample(f"<bos><{order}>{text}<answer>", result, result, index)

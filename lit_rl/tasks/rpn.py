@@ -55,6 +55,7 @@ class RPNGrammar:
 
 def generate(grammar: RPNGrammar, rng: Random) -> list[str]:
     """Draw an expression: first the number of operators, then one of all trees with that many, each equally likely."""
+    # The number of operators first: among all trees up to a size nearly all have the largest.
     shape = _shape(rng.randint(grammar.min_operations, grammar.max_operations), rng)
     return [str(rng.randrange(grammar.modulus)) if leaf else rng.choice(grammar.operators) for leaf in shape]
 
@@ -67,6 +68,7 @@ def reduce_once(expression: Sequence[str], modulus: int) -> list[str]:
 def derivation(expression: list[str], modulus: int) -> list[list[str]]:
     """The expression and every `reduce_once` of it, until no triple is ready: down to a single value."""
     expressions = [expression]
+    # Ends, since every change takes at least two words away.
     while (reduced := reduce_once(expressions[-1], modulus)) != expressions[-1]:
         expressions.append(reduced)
     return expressions
@@ -79,6 +81,7 @@ def is_step(before: list[str], after: list[str], modulus: int) -> bool:
     ends = {0}
     for piece, value in _pieces(before, modulus):
         ends = {end + len(words) for words in (piece, [value]) for end in ends if after[end : end + len(words)] == words}
+    # An expression that is written again unchanged has the same length, and is no step.
     return len(after) < len(before) and len(after) in ends
 
 
@@ -99,6 +102,7 @@ def write_steps(steps: Sequence[Sequence[str]]) -> str:
 
 def read_steps(text: str) -> list[list[str]]:
     """Expressions of a completion, whether valid or not; empty if it does not begin with ``=``."""
+    # By one space and not by white space: a doubled space leaves an empty word, which no expression has.
     words = text.split(" ")
     if words[0] != EQUALS:
         return []
@@ -126,6 +130,7 @@ def _shape(operations: int, rng: Random) -> list[bool]:
     leaves = [True] * (operations + 1) + [False] * operations
     rng.shuffle(leaves)
     sums = list(accumulate(1 if leaf else -1 for leaf in leaves))
+    # Searched from the right: after an earlier lowest sum the prefix sums would come back to 0.
     start = len(sums) - sums[::-1].index(min(sums))
     return leaves[start:] + leaves[:start]
 
@@ -136,6 +141,7 @@ def _pieces(expression: Sequence[str], modulus: int) -> Iterator[tuple[list[str]
     place = 0
     while place < len(expression):
         words = list(expression[place : place + 3])
+        # Words may be a policy's. `known` has texts, so `07` is no operand, and `int` cannot fail below.
         if len(words) == 3 and words[0] in known and words[1] in known and words[2] in OPERATORS:
             first, second = map(int, words[:2])
             yield words, str(OPERATORS[words[2]](first, second) % modulus)

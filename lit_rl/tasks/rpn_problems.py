@@ -48,12 +48,13 @@ class RPNProblems(GeneratedProblems[RPNGrammar, list[str]]):
         return split_of(key) == self.split
 
     def _sample(self, expression: list[str], index: int, rng: Random) -> Sample:
-        _, *steps = derivation(expression, self.grammar.modulus)
+        _, *steps = derivation(expression, self.grammar.modulus)  # the first expression is the prompt's own
         return Sample(write_prompt(expression), write_steps(steps), steps[-1][0], index)
 
 
 def split_of(prompt: str) -> Split:
     """Split of a problem, equal in every process."""
+    # The prompt without modulus: an expression is in one split whatever the modulus of a run.
     return _HELD_OUT.get(hash_number(prompt, 8) % 10, "train")
 
 
@@ -63,4 +64,5 @@ def held_out_problems(grammar: RPNGrammar, count: int, split: Split) -> list[Sam
     Raises:
         ValueError: if the split has too few expressions of the grammar.
     """
+    # Seed 0 whatever the seed of the run: all runs answer the same problems.
     return list(RPNProblems(grammar, count, 0, split).distinct().values())

@@ -67,6 +67,7 @@ def _column_statements(left: int, operator: str, right: int, order: DigitOrder) 
         yield from _sum_columns(first, second, order)
     else:
         magnitude_operator = "-"
+        # Larger minus smaller: otherwise the highest column would have to borrow from nothing.
         second, first = sorted((abs(left), abs(right)))
         result = first - second
         yield from _difference_columns(first, second, order)
@@ -80,6 +81,7 @@ def _sum_columns(first: int, second: int, order: DigitOrder) -> Iterator[str]:
         terms = [int(digit) for digit in pair if digit is not None]
         if carry:
             terms.append(carry)
+        # A lone digit goes down as it is. The last carry needs no column: it is the front digit of the last sum.
         if len(terms) > 1:
             yield _statement("+", terms, sum(terms), order)
         carry = sum(terms) // 10
@@ -95,6 +97,7 @@ def _difference_columns(large: int, small: int, order: DigitOrder) -> Iterator[s
                 return
             top, taken = int(upper), borrowed
         else:
+            # At -1, after a 0 lent a ten, the top is below any digit and borrows in turn.
             top, taken = int(upper) - borrowed, int(lower)
         borrowed = int(top < taken)
         top += 10 * borrowed

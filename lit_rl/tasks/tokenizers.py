@@ -33,11 +33,14 @@ def character_tokenizer(characters: str, special: Sequence[str] = ()) -> PreTrai
 
     tokens = [*CONTROL_TOKENS, *special, *characters]
     repeated = sorted({token for token in tokens if tokens.count(token) > 1})
+    # A repeated token would leave an id without a token: the vocabulary is a dict by text.
     if repeated or "" in tokens:
         raise ValueError(f"character_tokenizer: name each token once and none empty; repeated are {repeated}.")
     # Without an unknown token the library raises an error for an unknown character.
     backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
+    # Not `.`, which does not match a line break.
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    # Without a decoder the library would put a space between any two tokens.
     backend.decoder = decoders.Fuse()
     return _wrapped(backend, CONTROL_TOKENS, special)
 
@@ -61,6 +64,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer of any text: ``<pad>``, ``<bos>``, ``<eos>``, then one token per byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+    # Sorted: the library lists the alphabet in another order in each process, and ids must stay the same.
     tokens = [*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -79,6 +83,7 @@ def rpn_tokenizer(modulus: int) -> PreTrainedTokenizerFast:
     control = ("<pad>", BEGIN, END)
     tokens = [*control, *vocabulary(modulus)]
     backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
+    # No decoder: the library then joins the words with single spaces, as they were.
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     return _wrapped(backend, control)
 
@@ -94,7 +99,7 @@ def _wrapped(backend: Tokenizer, control: Sequence[str], special: Sequence[str] 
         bos_token=begin,
         eos_token=end,
         extra_special_tokens=list(special),
-        clean_up_tokenization_spaces=False,
+        clean_up_tokenization_spaces=False,  # clean-up removes spaces before punctuation
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
     )

@@ -29,5 +29,6 @@ def ask(question: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
 def _opening(tokenizer: PreTrainedTokenizerBase) -> str:
     """Token that this tokenizer puts before every text; empty without one."""
     # Batches are tokenized without special tokens, so a plain prompt must write this one out.
+    # Tried out: a tokenizer may have a first token and never write it, as GPT-2's does.
     begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return str(tokenizer.bos_token) if begins else ""

@@ -30,7 +30,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
         ValueError: for a tokenizer whose tokens do not say their bytes (WordPiece, words split at white space).
     """
     count = max(tokenizer.get_vocab().values()) + 1  # `len` would be too small for a vocabulary that leaves ids out
-    tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(count)))  # None for an id that is left out
     read = _reader(tokenizer)
     # Added tokens are plain text, except in SentencePiece: Gemma adds runs of U+2581 that are not special.
     spaced = read is _sentencepiece_bytes
@@ -44,10 +44,12 @@ def _reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend is not None else {"decoder": {"type": "Metaspace"}}
     kinds = set(_kinds(parts.get("pre_tokenizer"))) | set(_kinds(parts.get("decoder")))
+    # CLIP's alphabet is byte-level too, but its `</w>` ends a word with or without a space after it.
     marks_ends = (parts.get("model") or {}).get("end_of_word_suffix")
     if "ByteLevel" in kinds and not marks_ends:
         table = _byte_characters()
         return lambda token: b"".join(table[character] if character in table else character.encode() for character in token)
+    # A decoder may name neither and replace U+2581 itself. By default JSON writes that character as an escape.
     if kinds & {"Metaspace", "ByteFallback"} or "\u2581" in json.dumps(parts.get("decoder"), ensure_ascii=False):
         return _sentencepiece_bytes
     if marks_ends or kinds & _SPACES_LOST:
@@ -77,6 +79,7 @@ def _sentencepiece_bytes(token: str) -> bytes:
 
 def _byte_characters() -> dict[str, bytes]:
     """Alphabet of byte-level BPE: printable Latin-1 bytes stand for themselves, U+0100 and up for the other 68 in order."""
+    # As in GPT-2, without 0xAD: a soft hyphen is invisible.
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     rest = [byte for byte in range(256) if byte not in printable]
     characters = [*map(chr, printable), *(chr(256 + place) for place in range(len(rest)))]
@@ -85,6 +88,7 @@ def _byte_characters() -> dict[str, bytes]:
 
 def write_pieces(pieces: Sequence[bytes]) -> str:
     """Bytes of consecutive tokens as one readable text, a reference; `read_pieces` inverts it."""
+    # Latin-1 has a character for each byte, so that half a character survives too.
     return SEPARATOR.join(piece.decode("latin-1") for piece in pieces)
 
 
@@ -95,6 +99,7 @@ def read_pieces(reference: str) -> list[bytes]:
         ValueError: for a text that `write_pieces` does not write.
     """
     try:
+        # An empty text has no tokens, but `split` would give one of no bytes.
         return [piece.encode("latin-1") for piece in reference.split(SEPARATOR)] if reference else []
     except UnicodeEncodeError as error:
         raise ValueError(

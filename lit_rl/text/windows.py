@@ -40,6 +40,7 @@ class Windows:
 
     def locate(self, target: int) -> tuple[int, int]:
         """Window of a target, given by its number, and the target's place in the sequence."""
+        # From the right: a window without targets has the offset of the next one, and must be passed over.
         window = int(np.searchsorted(self.offsets, target, side="right")) - 1
         return window, int(self.firsts[window] + target - self.offsets[window])
 
@@ -85,6 +86,7 @@ def slide(ids: Ints, document_ends: Ints, size: int, context: int, stride: int) 
         count = max(1, -(-(int(end - begin) - context) // stride))
         starts = begin + stride * np.arange(count, dtype=np.int64)
         ends = np.minimum(starts + size, end)
+        # At least one token of context: nothing predicts a window's first token.
         firsts = starts + np.maximum(1, context)
         firsts[0] = begin + 1
         firsts[1:] = np.maximum(firsts[1:], ends[:-1])
