@@ -64,7 +64,7 @@ def read_cache(folder: Path) -> TokenCache:
 
 
 def write_cache(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> None:
-    """Tokenize a corpus into a folder, with a progress bar; a folder that exists is left as it is.
+    """Tokenize a corpus and write its tokens into a new folder. A folder that exists already is not changed.
 
     Raises:
         ValueError: if the tokenizer cannot encode a text, or there is no text.
