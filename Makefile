@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One thread per test process, and no spinning: two busy processes slow each other's small products a hundredfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: quickstart test check learn smollm2 format clean
+.PHONY: quickstart test test-lowest test-newest check learn smollm2 format clean
 
 quickstart: .venv/installed  ## train a small model from nothing on arithmetic: SFT, then GRPO (about 12 minutes on two cores)
 	$(BIN)/lit-rl pipeline quickstart
@@ -46,5 +46,26 @@ format: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Each has an environment of its own. The newest torch is a download of gigabytes: `TORCH=torch==2.14.1` chooses another.
+TORCH ?= torch
+
+test-lowest: .venv-lowest/installed  ## all tests on the lowest releases of torch, lightning, transformers and peft that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 --dist worksteal
+
+test-newest: .venv-newest/installed  ## all tests on the newest releases
+	OMP_NUM_THREADS=1 .venv-newest/bin/pytest -n 2 --dist worksteal
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet $$(grep '^torch==' constraints-lowest.txt)
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	touch $@
+
+.venv-newest/installed: pyproject.toml
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade '$(TORCH)'
+	.venv-newest/bin/pip install --quiet --upgrade --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest runs build *.egg-info

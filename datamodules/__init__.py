@@ -4,6 +4,7 @@ from .arithmetic import Arithmetic
 from .base import EpochSampler, PromptDataModule
 from .corpus import Corpus
 from .gsm8k import GSM8K
+from .largest_number import LargestNumber
 from .omni_math import OmniMath
 from .positions import Positions, PositionSpec
 from .reasoned_arithmetic import ReasonedArithmetic
@@ -15,6 +16,7 @@ __all__ = [
     "Arithmetic",
     "Corpus",
     "EpochSampler",
+    "LargestNumber",
     "OmniMath",
     "PositionSpec",
     "Positions",

@@ -1,38 +1,48 @@
-"""A real pretrained model: SmolLM2-135M-Instruct, which `make smollm2` puts into models/smollm2."""
+"""A real pretrained model: SmolLM2-135M-Instruct, which `make smollm2` puts into models/smollm2. One run per algorithm.
+
+It has what models from scratch lack: a chat template, padding by its end token, bfloat16 weights, subwords.
+"""
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import quiet_trainer
-from torch.utils.data import Dataset
+from lightning.pytorch.callbacks import ModelCheckpoint
+from math_runs import real_file, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_rl.algorithms import GRPO
+from lit_rl.algorithms import GRPO, PPO, RPT, SFT
 from lit_rl.callbacks import HFExport
-from lit_rl.datamodules import PromptDataModule
+from lit_rl.datamodules import GSM8K, LargestNumber, OmniMath, PositionSpec
 from lit_rl.evaluation import Evaluation
 from lit_rl.models import LoRASpec, Policy, PolicySpec
 from lit_rl.models.loading import load_tokenizer
 from lit_rl.rewards import Reward
 from lit_rl.sampling import Sampler
 from lit_rl.sampling.check import check_policy
-from lit_rl.text.chat import ask
-from lit_rl.types import Sample, TokenBatch
+from lit_rl.types import TokenBatch
 
+# A processor without bfloat16 instructions computes in it several times slower than in float32.
+PRECISION = "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
 FOLDER = Path(__file__).parents[2] / "models" / "smollm2"
 TEXT = "The sum of two numbers is 12 and their difference is 4. So the larger number is 8, and the smaller one is 4."
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="models/smollm2 is missing; `make smollm2` makes it")
 
 
-def test_scores_are_those_of_the_models_own_forward():
-    spec = PolicySpec(pretrained=str(FOLDER))
-    policy = Policy(spec, load_tokenizer(spec))
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(PolicySpec(pretrained=str(FOLDER)))
+
+
+def test_scores_are_those_of_the_models_own_forward(tokenizer):
+    policy = Policy(PolicySpec(pretrained=str(FOLDER)), tokenizer)
     check_policy(policy)
     assert policy.capabilities.packs
-    ids = torch.tensor(policy_tokens(policy, TEXT))
+    ids = torch.tensor(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
     with torch.no_grad():
         expected = policy.causal_lm(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
         target = torch.ones(1, len(ids), dtype=torch.bool)
@@ -41,27 +51,7 @@ def test_scores_are_those_of_the_models_own_forward():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def policy_tokens(policy: Policy, text: str) -> list[int]:
-    return load_tokenizer(policy.spec)(text, add_special_tokens=False)["input_ids"]
-
-
-class Questions(Dataset):
-    """Sums as a user's turn of the chat template."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, number):
-        question = f"What is {number} + 3? Answer with the number."
-        return Sample(ask(question, self.tokenizer, chat=True), "", str(number + 3), number)
-
-
-class Sums(PromptDataModule):
-    def setup(self, stage):
-        self.train_set, self.val_set, self.test_set = Questions(self.tokenizer), [], []
+# --- a run of each algorithm: chat template or positions, LoRA, bfloat16, resume, export -----------------------------
 
 
 class Length(Reward):
@@ -71,20 +61,67 @@ class Length(Reward):
         return torch.tensor([float(len(text) % 7) for text in rollouts.texts])
 
 
-@pytest.mark.long
-def test_grpo_trains_an_adapter_in_bfloat16_and_its_export_is_the_policy(tmp_path):
-    module = GRPO(
-        PolicySpec(pretrained=str(FOLDER), lora=LoRASpec(r=4)),
-        sampler=Sampler(max_new_tokens=6),
-        reward=Length(),
-        optimizer=functools.partial(torch.optim.AdamW, lr=1e-3),
-        evaluation=Evaluation(max_new_tokens=4),
-        group_size=4,
-    )
-    trainer = quiet_trainer(tmp_path, max_steps=2, precision="bf16-mixed", callbacks=[HFExport()])
-    trainer.fit(module, Sums(batch_size=2))
-    ids = torch.tensor([policy_tokens(module.policy, TEXT)])
+def settings(**options):
+    policy = PolicySpec(pretrained=str(FOLDER), lora=LoRASpec(r=4))
+    adamw = functools.partial(torch.optim.AdamW, lr=1e-3)
+    return {"policy": policy, "optimizer": adamw, "evaluation": Evaluation(max_new_tokens=4), **options}
+
+
+def sampled(**options):
+    return settings(sampler=Sampler(max_new_tokens=6), group_size=2, **options)
+
+
+def questions(folder):
+    return LargestNumber(batch_size=2, val_problems=4, test_problems=4)
+
+
+def real_solutions(folder):
+    """The first problems of GSM8K with their solutions."""
+    rows = [json.loads(line) for line in Path(real_file("gsm8k_train.jsonl")).read_text(encoding="utf-8").splitlines()[:40]]
+    return GSM8K(write_jsonl(folder / "train.jsonl", rows[:32]), write_jsonl(folder / "test.jsonl", rows[32:]), batch_size=2)
+
+
+def real_positions(folder):
+    """Positions inside the first solutions of Omni-MATH."""
+    lines = Path(real_file("omni_math_rule.jsonl")).read_text(encoding="utf-8").splitlines()[:24]
+    return OmniMath(write_jsonl(folder / "problems.jsonl", lines), positions=PositionSpec(), batch_size=2)
+
+
+RUNS = {
+    "sft": (lambda: SFT(**settings()), real_solutions),
+    "grpo": (lambda: GRPO(**sampled(reward=Length())), questions),
+    "ppo": (lambda: PPO(**sampled(reward=Length(), epochs=1, minibatches=1)), questions),
+    "rpt": (lambda: RPT(**sampled(template="direct", reward=Length(), max_context=64)), real_positions),
+}
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_resumes_exactly_and_its_export_is_the_policy(name, tmp_path, tokenizer):
+    make, make_data = RUNS[name]
+    data = make_data(tmp_path)
+
+    def fit(resume=None):
+        module = make()
+        saved = ModelCheckpoint(tmp_path / "checkpoints", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        options = {"precision": PRECISION, "enable_checkpointing": True, "callbacks": [saved, HFExport()]}
+        quiet_trainer(tmp_path, max_steps=2, **options).fit(module, data, ckpt_path=resume)
+        return module
+
+    whole = fit()
+    resumed = fit(tmp_path / "checkpoints" / "step=1.ckpt")
+    expected, found = weights(whole), weights(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)
+    start = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(opened(ids).logits, module.policy.model.eval()(ids).logits, rtol=1e-4, atol=1e-3)
-    assert AutoTokenizer.from_pretrained(tmp_path / "export").chat_template == module.tokenizer.chat_template
+        logits = opened(ids).logits
+        torch.testing.assert_close(logits, resumed.policy.model.eval()(ids).logits, rtol=1e-4, atol=1e-3)
+        assert not torch.allclose(logits, start(ids).logits, atol=0.01)  # the adapter has learned something
+    assert AutoTokenizer.from_pretrained(tmp_path / "export").chat_template == tokenizer.chat_template
