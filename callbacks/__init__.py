@@ -6,6 +6,7 @@ from .dynamic_sampling import DynamicSampling
 from .entropy_filter import EntropyFilter
 from .hf_export import HFExport
 from .improvement import Improvement
+from .progress import Progress
 from .sample_table import SampleTable
 from .shuffled_rewards import ShuffledRewards
 from .temperature_schedule import TemperatureSchedule
@@ -17,6 +18,7 @@ __all__ = [
     "EntropyFilter",
     "HFExport",
     "Improvement",
+    "Progress",
     "SampleTable",
     "ShuffledRewards",
     "TemperatureSchedule",

@@ -33,11 +33,12 @@ class AdaptiveKL(Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not isinstance(module, PolicyGradient) or not module.kl_coef:
             raise ValueError("AdaptiveKL needs a KL term to control; write model.kl_coef above 0, its first value.")
-        if self._coef is not None:
-            module.kl_coef = self._coef
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._step = trainer.global_step
+        # Not in `on_fit_start`: strategies that shard restore callbacks after it.
+        if self._coef is not None and isinstance(module, PolicyGradient):
+            module.kl_coef = self._coef
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

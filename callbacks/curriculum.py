@@ -33,6 +33,10 @@ class Curriculum(Callback):
         self._step = 0  # the last optimizer step that was counted
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._data(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Not in `on_fit_start`: strategies that shard restore callbacks after it.
         self._data(trainer).set_level(self.level)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from lit_rl.algorithms import PolicyGradient, PolicyModule
-from lit_rl.entropy.cache import entropy_key, fill_entropies, read_entropies
+from lit_rl.entropy.cache import entropy_key, fill_entropies, read_entropies, wait_for_entropies
 from lit_rl.entropy.compute import window_entropies
 from lit_rl.entropy.positions import HasEntropies, attach_entropies, describe_entropies, needed_windows
 from lit_rl.models import Policy, PolicySpec
@@ -67,6 +67,11 @@ class EntropyFilter(MeteredCallback):
         self.proxy, self.top_k, self.threshold, self.quantile = proxy, top_k, threshold, quantile
         self.cache_folder, self.batch_tokens, self.target = cache_folder, batch_tokens, target
         self._check_options()
+
+    @property
+    def state_key(self) -> str:
+        # A run may have several filters, and Lightning saves callbacks by their keys.
+        return self._generate_state_key(target=self.target, threshold=self.threshold, quantile=self.quantile, top_k=self.top_k)
 
     def _check_options(self) -> None:
         check_choice("EntropyFilter.target", self.target, Target)
@@ -130,6 +135,9 @@ class EntropyFilter(MeteredCallback):
         # One process writes: several would map one file and compute the same values.
         if trainer.is_global_zero:
             fill_entropies(file, windows, lambda: self._model(trainer, module), self.top_k, self.batch_tokens)
+        else:
+            # Not in the barrier, which gives up after the process group's timeout of some minutes.
+            wait_for_entropies(file)
         trainer.strategy.barrier()
         return read_entropies(file)
 

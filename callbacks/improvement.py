@@ -38,9 +38,17 @@ class Improvement(Callback):
                 "Improvement needs a baseline on the whole validation set; set trainer.num_sanity_val_steps to -1."
             )
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # A new run, since a resumed one has no sanity check: the report of an earlier run must not pass for its own.
+        if trainer.is_global_zero:
+            _report(trainer).unlink(missing_ok=True)
+
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
-            return
+            if not trainer.is_global_zero:  # metrics of an evaluation are logged on one rank
+                return
+            names = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+            raise ValueError(f"Improvement: the validation has no metric {self.monitor!r}; write one of {', '.join(names)}.")
         metrics = self._metrics(trainer)
         if not trainer.sanity_checking:
             self.after = metrics
@@ -73,7 +81,7 @@ class Improvement(Callback):
             "steps": trainer.global_step,
             "seconds": round(self._total_seconds(), 1),
         }
-        write_text(Path(trainer.default_root_dir) / "report.json", json.dumps(report, indent=2))
+        write_text(_report(trainer), json.dumps(report, indent=2))
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "after": self.after, "seconds": self._total_seconds()}
@@ -97,3 +105,7 @@ class Improvement(Callback):
 
         interval = f" ({show(metrics['low'])} to {show(metrics['high'])})" if "low" in metrics else ""
         return f"{show(metrics['value'])}{' %' if self.percent else ''}{interval} at step {metrics['step']}"
+
+
+def _report(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "report.json"

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_rl.rollouts import Rollouts
+from lit_rl.training.metrics_log import keep_lines
 from lit_rl.training.stream import MicroBatch
 
 
@@ -26,21 +27,39 @@ class SampleTable(Callback):
 
     def __init__(self, every_n_steps: int = 50, rows: int = 8) -> None:
         self.every_n_steps, self.rows = every_n_steps, rows
+        self._lines = 0  # of the file that belong to this run
+        self._begun = False
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: MicroBatch, batch_idx: int) -> None:
+        # At the first batch: a dry run, which ends before, changes no file.
+        if not self._begun and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # Entries of an earlier run, or those that a killed process wrote after its last checkpoint and that come again.
+            keep_lines(_file(trainer), self._lines)
+        self._begun = True
         # The step counts up after the last micro-batch: without `first` all of a step would write.
         due = batch.first and trainer.global_step % self.every_n_steps == 0
         if not (due and trainer.is_global_zero and isinstance(batch.rows, Rollouts)) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         entries = sample_rows(batch.rows, trainer.global_step)[: self.rows]
-        path = Path(trainer.default_root_dir) / "samples.jsonl"
+        path = _file(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        self._lines += len(entries)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and entries:
                 columns = list(entries[0])
                 logger.log_table("samples", columns=columns, data=[[entry[name] for name in columns] for entry in entries])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": self._lines}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._lines = state["lines"]
+
+
+def _file(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "samples.jsonl"
 
 
 def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:

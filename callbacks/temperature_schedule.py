@@ -34,7 +34,8 @@ class TemperatureSchedule(MeteredCallback):
         self._configured: float | list[float] = 1.0
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.max_steps <= self.start_step:
+        # A trial run has one step.
+        if trainer.max_steps <= self.start_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError(
                 f"TemperatureSchedule falls from step {self.start_step} to trainer.max_steps, which is {trainer.max_steps}; "
                 "write trainer.max_steps above start_step."

@@ -10,14 +10,17 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from lit_rl.options import check_choice, check_whole
 from lit_rl.text.token_bytes import token_bytes
 from lit_rl.text.windows import Windows
-from lit_rl.types import PromptBatch, Sample
+from lit_rl.types import Sample
 
-from .positions import Positions, PositionSpec, windows_of_samples
+from .collate import collate
+from .lengths import Overlong, check_fit, limit_prompts
+from .positions import Positions, PositionSpec, WindowSamples, windows_of_samples
 
 SORTED_BATCHES = 50
 """Batches that are sorted by length together: more give less padding, fewer a more random order."""
@@ -94,22 +97,6 @@ class EpochSampler(DistributedSampler):
         return batches[shuffled].flatten()
 
 
-def collate(tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> PromptBatch:
-    """Tokenize samples into a batch; completions get the end token. Token ids of positions and windows stay as they are."""
-    # A data set holds either texts or token ids, so the first sample speaks for all.
-    if samples[0].context:
-        contexts, targets = [list(sample.context) for sample in samples], [list(sample.target) for sample in samples]
-        return PromptBatch.pad(contexts, targets, samples, tokenizer.pad_token_id)
-    # Prompts write their special tokens out: a tokenizer may add a second <bos>, and one inside the row, before the completion.
-    prompts = tokenizer([sample.prompt for sample in samples], add_special_tokens=False)["input_ids"]
-    completions = tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]
-    # An empty completion stands for a source without solutions, not for a solution that ends at once.
-    ended = [
-        [*ids, tokenizer.eos_token_id] if sample.completion else [] for ids, sample in zip(completions, samples, strict=True)
-    ]
-    return PromptBatch.pad(prompts, ended, samples, tokenizer.pad_token_id)
-
-
 class PromptDataModule(pl.LightningDataModule):
     """A source of samples for any algorithm. Subclasses set ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
 
@@ -117,6 +104,8 @@ class PromptDataModule(pl.LightningDataModule):
         batch_size: prompts per batch, over all ranks: one optimizer step of SFT, one rollout of reinforcement learning.
         eval_batch_size: problems that are answered at a time in evaluation, on each rank.
         num_workers: loader processes per rank; 0 prepares batches in the main process.
+        max_prompt_tokens: most tokens of a prompt; none: as many as fit into the model's positions with all that follows.
+        overlong: longer prompts ``refuse`` to start the run, ``drop`` their samples, or are ``cut`` to their ends.
         group_by_length: put texts of like length into one batch (SFT: less padding).
         seed: seeds generated problems and the order of samples; linked to ``seed_everything`` on the command line.
     """
@@ -134,12 +123,20 @@ class PromptDataModule(pl.LightningDataModule):
         batch_size: int = 32,
         eval_batch_size: int = 256,
         num_workers: int = 0,
+        max_prompt_tokens: int | None = None,
+        overlong: Overlong = "refuse",
         group_by_length: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_choice("data.overlong", overlong, Overlong)
+        self.max_prompt_tokens, self.overlong = max_prompt_tokens, overlong
+        if max_prompt_tokens is not None:
+            check_whole("data", "max_prompt_tokens", max_prompt_tokens, 2)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.group_by_length, self.seed = num_workers, group_by_length, seed
+        for option, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
+            check_whole("data", option, getattr(self, option), least)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -149,6 +146,12 @@ class PromptDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         """The module's training data, made from a loader of prompts."""
         ranks = self.trainer.world_size
+        if isinstance(self.train_set, IterableDataset):
+            raise ValueError(
+                "data.train_set is an IterableDataset, whose samples have no numbers, so that a run could not resume; "
+                "give a list of samples, or a data set with __getitem__ and __len__."
+            )
+        self._limit_prompts("train_set")
         # `BatchPlan` refuses a batch size that does not divide.
         size = self.batch_size // ranks
         sampler = EpochSampler(
@@ -173,13 +176,13 @@ class PromptDataModule(pl.LightningDataModule):
         return self.trainer.lightning_module.training_data(loader)  # type: ignore[operator]
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.val_set)
+        return self._evaluation_loader("val_set")
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set)
+        return self._evaluation_loader("test_set")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set)
+        return self._evaluation_loader("test_set")
 
     def take_positions(self, spec: PositionSpec) -> None:
         """Replace the samples of all three sets by positions inside them."""
@@ -196,16 +199,39 @@ class PromptDataModule(pl.LightningDataModule):
         """Windows whose targets are the positions of a set: a window per sample, its completion the targets."""
         return windows_of_samples(name, getattr(self, name), self.tokenizer)
 
-    def _evaluation_loader(self, samples: Sequence[Sample]) -> DataLoader:
+    def _limit_prompts(self, name: str) -> None:
+        """Bring the prompts of a set to the lengths that `max_prompt_tokens` and the model allow."""
+        samples, training = getattr(self, name), name == "train_set"
+        generated = training and self.endless
+        if self.max_prompt_tokens is not None:
+            if generated or isinstance(samples, Positions | WindowSamples):
+                raise ValueError(
+                    f"data.max_prompt_tokens is for whole samples of known length; data.{name} is "
+                    f"{'generated' if generated else 'positions or windows'}: leave it out."
+                )
+            samples = limit_prompts(name, samples, self.tokenizer, self.max_prompt_tokens, self.overlong)
+            setattr(self, name, samples)
+        if not generated:
+            check_fit(name, samples, self.trainer.lightning_module, training)
+
+    def _evaluation_loader(self, name: str) -> DataLoader:
+        if getattr(self, name, None) is None:
+            raise ValueError(f"{type(self).__name__} has no {name}; set it in `setup`, or write trainer.limit_val_batches 0.")
+        self._limit_prompts(name)
+        samples, ranks = getattr(self, name), self.trainer.world_size
+        # A rank without problems would skip the evaluation, and the others would wait for it in a collective.
+        if 0 < len(samples) < ranks:
+            raise ValueError(f"data.{name} has {len(samples)} problems for {ranks} processes; give each one at least.")
         # Lightning keeps a DistributedSampler as it is; its own for evaluation repeats some.
         # No repeats: every rank answers its own problems, and none is counted twice.
         sampler = UnrepeatedDistributedSampler(
             samples, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
         )
         return DataLoader(
-            samples,  # type: ignore[arg-type]
+            samples,
             batch_size=self.eval_batch_size,
             sampler=sampler,
+            num_workers=self.num_workers,
             collate_fn=partial(collate, self.tokenizer),
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_rl.models.loading import position_limit
 from lit_rl.options import check_least
+from lit_rl.text.encoding import bos
 from lit_rl.text.windows import Windows, slide
 
 from .base import PromptDataModule
 from .documents import find_source, read_source
+from .lengths import model_positions
 from .positions import PositionSpec, WindowSamples
 from .token_cache import TokenCache, cache_key, read_cache, write_cache
 
@@ -30,7 +31,8 @@ class Corpus(PromptDataModule):
     Args:
         path: a text file, a JSONL file, a folder of either, or a data set's name on the hub (its training split).
         field: field of the text in JSONL and data sets.
-        window: tokens of a window, context included; the context of a position is at most one token shorter.
+        window: tokens of a window, context included; the context of a position is at most one token shorter. The tokenizer's
+            BOS, if it puts one before a text, is added before each window.
         context_tokens: tokens at the beginning of a window that are context and never targets, so that the first targets do not
             look hard merely because the text before them is cut away; at least 1.
         stride: tokens between the starts of two windows; 0: ``window - context_tokens``, so that every token but the first of a
@@ -84,7 +86,7 @@ class Corpus(PromptDataModule):
         self._check_window()
         cache = read_cache(self._folder(find_source(self.path, self.field)[1]))
         ends, parts = self._divide(cache)
-        windows = slide(cache.ids, ends, self.window, self.context_tokens, self.stride)
+        windows = slide(cache.ids, ends, self.window, self.context_tokens, self.stride, opening=bos(self.tokenizer))
         # A document without tokens repeats an end; the first of equal ends is the document with windows, so side is left.
         owner = parts[np.searchsorted(ends, windows.limits)]  # (W)
         self.train_set = self._samples(windows.select(owner == TRAIN), TRAIN)
@@ -124,17 +126,10 @@ class Corpus(PromptDataModule):
 
     def _check_window(self) -> None:
         # Before the first batch: an index beyond the position table fails on a GPU without a readable reason.
-        longest = _model_positions(self.trainer.lightning_module.policy_spec)
-        if longest is not None and self.window > longest:
-            raise ValueError(f"data.window is {self.window}, but the model has {longest} positions; write {longest} or less.")
-
-
-def _model_positions(spec: Any) -> int | None:
-    """Positions of the model that is loaded later, if its config says so."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(spec.pretrained) if spec.pretrained else AutoConfig.for_model(**spec.config)
-    except (OSError, ValueError, TypeError):  # loading the model explains it better
-        return None
-    return position_limit(config)
+        longest = model_positions(self.trainer.lightning_module.policy_spec)  # type: ignore[arg-type]
+        added = len(bos(self.tokenizer))
+        if longest is not None and self.window + added > longest:
+            tokens = f"{self.window} and the tokenizer's BOS" if added else f"{self.window}"
+            raise ValueError(
+                f"data.window is {tokens}, but the model has {longest} positions; write {longest - added} or less."
+            )

@@ -19,6 +19,8 @@ class _Stretch(NamedTuple):
     """A stretch of a file."""
 
     text: str
+    first: bool
+    """The document begins with it."""
     last: bool
     """The document ends with it."""
     end: int
@@ -44,7 +46,8 @@ def find_source(path: str, name: str) -> tuple[list[Path] | Any, Any]:
     if place.exists():
         # Sorted: the order of a folder's entries differs between file systems, and the identity depends on it.
         files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-        files = [file for file in files if not file.name.startswith(".")]
+        # Below the folder: its own path may lie in a hidden folder.
+        files = [file for file in files if file == place or not _is_hidden(file.relative_to(place))]
         if not files:
             raise ValueError(f"data.path: the folder {path!r} is empty; give one that holds text files.")
         # Size and time of change stand for the content: hashing would read the whole corpus at every start.
@@ -54,6 +57,11 @@ def find_source(path: str, name: str) -> tuple[list[Path] | Any, Any]:
     if name not in data.column_names:
         raise ValueError(f"data.field: {path!r} has no field {name!r}; write one of {', '.join(data.column_names)}.")
     return data, [name, path, data._fingerprint]
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or a folder on the way to it is hidden, as those of git and of editors are."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _data_set(path: str) -> Any:
@@ -78,43 +86,44 @@ def read_source(source: list[Path] | Any, name: str) -> Iterator[Piece]:
     """
     if not isinstance(source, list):
         for number, row in enumerate(source):
-            yield Piece(row[name], True, (number + 1) / len(source), f"row {number}")
+            place = f"row {number}"
+            yield Piece(_document(row, name, place), True, True, (number + 1) / len(source), place)
         return
     # At least 1: a folder of empty files would divide by zero.
     total, before = max(1, sum(file.stat().st_size for file in source)), 0
     for file in source:
-        for text, last, end, place in _json_lines(file, name) if file.suffix in (".jsonl", ".ndjson") else _text(file):
-            yield Piece(text, last, (before + end) / total, place)
+        stretches = _json_lines(file, name) if file.suffix in (".jsonl", ".ndjson") else _text(file)
+        for text, first, last, end, place in stretches:
+            yield Piece(text, first, last, (before + end) / total, place)
         before += file.stat().st_size
 
 
 def _text(file: Path) -> Iterator[_Stretch]:
-    """Stretches of a text file, cut where a line begins with a visible character.
-
-    Tokens of byte-level BPE do not reach across such a cut. SentencePiece may put its leading space after it.
-    """
+    """Stretches of a text file, cut where a line begins with a visible character: tokens do not reach across such a cut."""
     lines: list[bytes] = []
     start = size = 0
     with file.open("rb") as handle:
         # Bytes split at newlines alone: no character of UTF-8 is cut, and offsets count bytes.
         for line in handle:
             if size >= PIECE_BYTES and not line[:1].isspace():
-                yield _Stretch(_decode(lines, file, start), False, start + size, str(file))
+                yield _Stretch(_decode(lines, file, start), start == 0, False, start + size, str(file))
                 lines, start, size = [], start + size, 0
             lines.append(line)
             size += len(line)
     # Also for an empty file, which is a document without tokens.
-    yield _Stretch(_decode(lines, file, start), True, start + size, str(file))
+    yield _Stretch(_decode(lines, file, start), start == 0, True, start + size, str(file))
 
 
 def _decode(lines: list[bytes], file: Path, start: int) -> str:
     """Bytes as text; ``start`` is their offset in the file."""
     try:
-        return b"".join(lines).decode("utf-8")
+        text = b"".join(lines).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"data.path: {file}: byte {start + error.start} is not UTF-8 ({error.reason}); convert the file to UTF-8."
         ) from error
+    # Some editors begin a file with a byte-order mark.
+    return text if start else text.removeprefix("\ufeff")
 
 
 def _json_lines(file: Path, name: str) -> Iterator[_Stretch]:
@@ -126,10 +135,12 @@ def _json_lines(file: Path, name: str) -> Iterator[_Stretch]:
             if not line.strip():
                 continue
             place = f"{file}, line {number}"
-            try:
-                text = field(parse_line(line), name, str)
-            except ValueError as error:
-                raise ValueError(
-                    f"data.path: {place}: {error}; mend or remove the line, or set data.field to another field."
-                ) from error
-            yield _Stretch(text, True, offset, place)
+            yield _Stretch(_document(line, name, place), True, True, offset, place)
+
+
+def _document(row: Any, name: str, place: str) -> str:
+    """Text of a line of JSONL, or of a row that is an object already."""
+    try:
+        return field(parse_line(row) if isinstance(row, bytes) else row, name, str)
+    except ValueError as error:
+        raise ValueError(f"data.path: {place}: {error}; mend or remove it, or set data.field to another field.") from error

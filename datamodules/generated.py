@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
+from lit_rl.options import check_whole
 from lit_rl.tasks.generated import GeneratedProblems
 
 from .base import PromptDataModule
@@ -40,12 +41,16 @@ class GeneratedData(PromptDataModule, ABC, Generic[GrammarT]):
         # The target grammar is the last level: with levels but without the callback, training stays on the easiest.
         self.grammar, self.levels, self.level = grammar, [*(levels or []), grammar], 0
         self.epoch_size, self.val_problems, self.test_problems = epoch_size, val_problems, test_problems
+        for option in ("epoch_size", "val_problems", "test_problems"):
+            check_whole("data", option, getattr(self, option), 1)
 
     @abstractmethod
     def setup(self, stage: str) -> None: ...
 
     def set_level(self, level: int) -> None:
         """Train on a level (0 is the first) from the next epoch on."""
+        if not self.endless:
+            raise ValueError("data.positions are those of one level: leave them or the Curriculum out.")
         self.level = level
         # Assigned, not rebuilt: the loader and its sampler hold this data set.
         self.problems.grammar = self.levels[level]

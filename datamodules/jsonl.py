@@ -89,7 +89,20 @@ def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(row[name], kind) or isinstance(row[name], bool):
         wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"field {name!r} is of type {type(row[name]).__name__}; write {wanted}")
+    if isinstance(row[name], str):
+        _check_encodes(row[name], name)
     return row[name]
+
+
+def _check_encodes(text: str, name: str) -> None:
+    """Refuse a text that no tokenizer and no file can take: JSON may write half a character, such as ``\\ud83d``."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ValueError(
+            f"field {name!r} holds half a character ({half}, a lone surrogate) at character {error.start + 1}"
+        ) from error
 
 
 def thin_out(rows: list[T], count: int) -> list[T]:

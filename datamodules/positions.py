@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lit_rl.options import check_least
+from lit_rl.text.encoding import check_prompt, encode_pairs
 from lit_rl.text.token_bytes import write_pieces
 from lit_rl.text.windows import Windows
 from lit_rl.types import Sample
@@ -56,11 +57,19 @@ class Positions(Dataset[Sample]):
         if 0 < count < len(self):
             self.places = self.places[np.arange(count) * len(self) // count]
 
+    def token_counts(self) -> NDArray[np.int64]:
+        """(n, 2) tokens of the context of each position, and of its target."""
+        windows = self.windows
+        owner = np.searchsorted(windows.offsets, self.places, side="right") - 1
+        places = windows.firsts[owner] + self.places - windows.offsets[owner]
+        context = len(windows.opening) + places - windows.starts[owner]
+        return np.stack([context, np.minimum(self.labels_length, windows.limits[owner] - places)], axis=1)
+
     def __getitem__(self, index: int) -> Sample:
         # The number among all targets, not the index: sampling is keyed by it, so a filter leaves a position's draws alone.
         number = int(self.places[index])
         window, place = self.windows.locate(number)
-        context = self.windows.ids[self.windows.starts[window] : place].tolist()
+        context = self.windows.context(window, place)
         # Up to the document's end, not the window's: the true continuation runs on in the next window.
         target = self.windows.ids[place : min(place + self.labels_length, int(self.windows.limits[window]))].tolist()
         reference = write_pieces([self.pieces[token] for token in target])
@@ -83,12 +92,18 @@ class WindowSamples(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.windows)
 
+    def token_counts(self) -> NDArray[np.int64]:
+        """(n, 2) tokens of the context of each window, and of its targets with the end token."""
+        windows = self.windows
+        targets = windows.ends - windows.firsts + (windows.ends == windows.limits)
+        return np.stack([len(windows.opening) + windows.firsts - windows.starts, targets], axis=1)
+
     def __getitem__(self, index: int) -> Sample:
         windows = self.windows
-        start, first, stop = (int(array[index]) for array in (windows.starts, windows.firsts, windows.ends))
+        first, stop = int(windows.firsts[index]), int(windows.ends[index])
         # Only the document's own end is an end: at the end of other windows the text goes on.
         target = windows.ids[first:stop].tolist() + ([self.end] if stop == windows.limits[index] else [])
-        return Sample("", "", "", index, windows.ids[start:first].tolist(), target)
+        return Sample("", "", "", index, windows.context(index, first), target)
 
 
 def windows_of_samples(name: str, samples: Dataset[Sample], tokenizer: PreTrainedTokenizerBase) -> Windows:
@@ -102,7 +117,8 @@ def windows_of_samples(name: str, samples: Dataset[Sample], tokenizer: PreTraine
     whole = list(samples)  # type: ignore[call-overload]
     rank_zero_info(f"data.{name}: {len(whole):,} samples are tokenized into positions")
     kept = [sample for sample in whole if sample.completion]
-    # Tokenized apart, as `collate` does: one text might join a token across the border.
-    prompts = tokenizer([sample.prompt for sample in kept], add_special_tokens=False)["input_ids"]
-    completions = tokenizer([sample.completion for sample in kept], add_special_tokens=False)["input_ids"]
+    texts = [sample.prompt for sample in kept], [sample.completion for sample in kept]
+    prompts, completions = encode_pairs(*texts, tokenizer)
+    for sample, prompt in zip(kept, prompts, strict=True):
+        check_prompt(sample.number, prompt)
     return Windows.of_documents(prompts, completions)

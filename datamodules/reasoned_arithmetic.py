@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -56,11 +57,18 @@ def demonstrate(sample: Sample) -> Sample:
 class ReasonedArithmetic(Arithmetic):
     """Plain problems and demonstrations of reasoning, mixed, for SFT; evaluation asks for reasoning alone.
 
-    The options are `Arithmetic`'s.
+    The options are `Arithmetic`'s; ``positions`` and ``scratchpad`` have no meaning here and are refused.
     """
 
     share = 0.5
     """Share of demonstrations among the training samples."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.positions is not None or self.scratchpad != "none":
+            raise ValueError(
+                "ReasonedArithmetic asks inside the result of whole problems: leave data.positions and data.scratchpad out."
+            )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

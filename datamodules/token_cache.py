@@ -19,7 +19,10 @@ from rich.progress import Progress
 
 from lit_rl.files import new_folder
 from lit_rl.options import first_line
+from lit_rl.text.encoding import encode_bare, encode_inside
 
+FORMAT = 2
+"""Version of the way from text to tokens; tokens of another version are not read."""
 BATCH_CHARACTERS = 2**20
 """Characters of text that are tokenized at a time."""
 
@@ -28,6 +31,8 @@ class Piece(NamedTuple):
     """A stretch of a document."""
 
     text: str
+    first: bool
+    """The document begins with this piece."""
     last: bool
     """The document ends with this piece."""
     done: float
@@ -51,8 +56,10 @@ def cache_key(source: Any, tokenizer: Any) -> str:
     """Name of a source's tokens under a tokenizer; the source is anything that JSON holds."""
     # The backend's JSON holds merges and pre-tokenizer too: equal vocabularies may cut a text differently.
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(json.dumps([source, vocabulary]).encode()).hexdigest()[:24]
+    parts = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # Settings of the call that came last, and not of the tokenizer.
+    rules = {name: part for name, part in parts.items() if backend is None or name not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps([FORMAT, source, rules], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def read_cache(folder: Path) -> TokenCache:
@@ -79,7 +86,8 @@ def write_cache(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> None:
 
 def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> int:
     """Fill the three files of a cache, and return the number of tokens."""
-    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    # By the largest id: a vocabulary that leaves ids out has fewer tokens.
+    dtype = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "uint32"
     # Ends and hashes fit in memory: one number each per document.
     ends: list[int] = []
     hashes: list[int] = []
@@ -121,12 +129,12 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 def _encode(batch: list[Piece], tokenizer: Any) -> list[list[int]]:
     try:
-        # No special tokens: pieces of a document are joined. Not verbose: it would warn that texts exceed the model's length.
-        encoded = tokenizer([piece.text for piece in batch], add_special_tokens=False, verbose=False)
+        # Without BOS: pieces of a document are joined, and windows begin with it.
+        rows = encode_bare([piece.text for piece in batch], tokenizer)
+        return [ids if piece.first else encode_inside(piece.text, tokenizer) for piece, ids in zip(batch, rows, strict=True)]
     except Exception as error:  # the tokenizers library raises nothing narrower
         places = batch[0].place if len(batch) == 1 else f"{batch[0].place} to {batch[-1].place}"
         raise ValueError(
             f"data.path: {places}: the tokenizer cannot encode this text ({first_line(error)}); "
             "use one that knows its characters."
         ) from error
-    return encoded["input_ids"]

@@ -39,6 +39,23 @@ def check_least(owner: object, prefix: str, **least: float) -> None:
             raise ValueError(f"{prefix}.{option} is {given}; write {value} or more.")
 
 
+def check_whole(prefix: str, option: str, value: Any, least: int) -> None:
+    """Refuse a value that is not a whole number, or below its least value.
+
+    Args:
+        prefix: precedes the option's name in the message, such as ``data``.
+        option: name of the option.
+        value: the value given.
+        least: smallest value.
+
+    Raises:
+        ValueError: with the least value.
+    """
+    # True is an int to Python.
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{prefix}.{option} is {value!r}; write a whole number, {least} or more.")
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's message, to quote in another."""
     return str(error).strip().split("\n")[0]

@@ -70,6 +70,8 @@ class Rollouts:
     """float32; default 0."""
     in_loss: PerRow = field(default=lambda rows: torch.ones_like(rows.truncated))
     """bool, False if the whole row is left out of the loss; default True."""
+    scored: PerRow = field(default=lambda rows: torch.ones_like(rows.truncated))
+    """bool, False if the reward failed on the row, whose reward of 0 then counts nowhere; default True."""
     gradient_mask: PerToken = field()
     """bool, True at tokens that carry the policy gradient; unfilled if all do."""
 
@@ -188,6 +190,12 @@ class Rollouts:
         picked.prompt = place[self.prompt[rows]]
         picked.group = torch.cat([torch.full_like(by_group[number], place) for place, number in enumerate(groups)])
         return picked
+
+    def drop_unscored(self) -> Self:
+        """Rows that the reward has scored; a group without any keeps its rows, which are not in the loss."""
+        known = self.per_group(self.scored, lambda group: group.any(1))[self.group]  # (N)
+        dropped = ~self.scored & known
+        return self._rows((~dropped).nonzero()[:, 0], self.prompts) if bool(dropped.any()) else self
 
     @classmethod
     def join(cls, rollouts: Sequence[Self]) -> Self:

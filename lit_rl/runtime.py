@@ -6,9 +6,11 @@ Training streams, collectors, rewards and evaluation get a runtime instead of th
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from lit_rl.hooks import RolloutCallback
@@ -48,6 +50,16 @@ class Runtime:
         return self._trainer.world_size
 
     @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self._trainer.global_rank
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self._trainer.default_root_dir)
+
+    @property
     def sharded(self) -> bool:
         """Whether weights are sharded over processes."""
         # Only strategies that shard have a mesh.
@@ -56,6 +68,13 @@ class Runtime:
     def forward_context(self) -> AbstractContextManager[None]:
         """Precision of the run, for forwards outside ``training_step``; nothing but forwards belongs inside."""
         return self._trainer.precision_plugin.forward_context()
+
+    def lowers_loss_scale(self) -> bool:
+        """Whether the precision answers a gradient that overflowed with a lower scale of the loss (16-mixed)."""
+        precision = self._trainer.precision_plugin
+        scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+        # At 1 nothing is left to lower.
+        return scaler is not None and scaler.get_scale() > 1
 
     def on_rollout_start(self, prompts: PromptBatch) -> PromptBatch:
         """Rendered prompts after the hooks of all rollout callbacks."""

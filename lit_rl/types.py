@@ -158,6 +158,15 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(self.ids.to(device), self.lengths.to(device), self.target.to(device))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors only, so that ``torch.load(weights_only=True)`` opens it."""
+        return {"ids": self.ids, "lengths": self.lengths, "target": self.target}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> TokenBatch:
+        """A batch from a `state_dict`."""
+        return cls(**state)
+
     def select(self, rows: list[int]) -> TokenBatch:
         """The given rows, cut to the longest of them."""
         lengths = self.lengths[rows]

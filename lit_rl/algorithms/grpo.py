@@ -23,6 +23,7 @@ from lit_rl.algorithms.policy_gradient import PolicyGradient
 from lit_rl.models.spec import PolicySpec
 from lit_rl.objectives.advantages import AdvantageScale, Baseline, check_comparison, relative_advantages
 from lit_rl.rollouts import Rollouts
+from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch
 
 
@@ -62,9 +63,6 @@ class GRPO(PolicyGradient):
         runtime, penalties = self.runtime, self.penalties(rollouts)
         return relative_advantages(rollouts, penalties, self.baseline, self.advantage_scale, runtime.sum, runtime.gather)
 
-    def training_step(self, batch: MicroBatch[Rollouts], batch_idx: int) -> Tensor:
+    def batch_loss(self, batch: MicroBatch[Rollouts]) -> BatchLoss:
         scores = self.policy.score(batch.rows, entropy_grad=self.entropy_coef != 0, details=False)
-        step = self.policy_loss(batch, scores)
-        self.record(batch, {"loss": step.loss} | step.sums, step.ratios, step.ranges)
-        # Only the returned loss is scaled: logged shares must add up to the loss of the whole step.
-        return step.loss * batch.scale
+        return self.policy_loss(batch, scores)

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from lit_rl.datamodules.base import PromptDataModule
 from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.models.compiling import compile_policy
 from lit_rl.models.loading import load_tokenizer
 from lit_rl.models.policy import Policy
 from lit_rl.models.sharding import shard, unsharded_weights
 from lit_rl.models.spec import PolicySpec
+from lit_rl.options import check_least
 from lit_rl.randomness import generator_state, seeded, set_generator_state
 from lit_rl.runtime import Runtime
 from lit_rl.sampling.actor import Actor
 from lit_rl.sampling.check import check_policy
 from lit_rl.sampling.renderer import Renderer
 from lit_rl.training.batch_plan import BatchPlan
-from lit_rl.training.checks import check_equal_work, check_intervals, check_trainer
-from lit_rl.training.resume import check_same_model, collect_states, state_of_rank
+from lit_rl.training.checks import check_equal_work, check_intervals, check_precision, check_trainer
+from lit_rl.training.dry_run import check_judge
+from lit_rl.training.optimizer_step import OptimizerStep
+from lit_rl.training.resume import check_checkpoint, collect_states, describe_models, make_resumable, state_of_rank
 from lit_rl.training.schedule import Schedule
-from lit_rl.training.step_metrics import StepMetrics
+from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch, TrainingStream
+from lit_rl.training.weights import MEASURED_STEP, check_learning, share_moved, some_weights
 from lit_rl.types import PromptBatch
 
 ON_PROGRESS_BAR = ("loss", "reward", "kl")
-
-
-def default_optimizer(params: Any) -> torch.optim.Optimizer:
-    """AdamW without weight decay at a rate of 2e-5, for fine-tuning a pretrained model."""
-    return torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0)
 
 
 class PolicyModule(pl.LightningModule):
@@ -49,9 +44,11 @@ class PolicyModule(pl.LightningModule):
 
     Args:
         policy: the model that learns and its tokenizer.
-        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 2e-5.
+        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 2e-5 without weight decay.
         schedule: schedule of the learning rate; default: constant.
         evaluation: answers held-out problems and judges the answers.
+        max_skipped_steps: optimizer steps in a row with a loss or a gradient that is not finite, which change nothing, after
+            which the run ends and leaves the batch of the last one.
         seed: seeds initial weights (models from scratch) and all sampling; linked to ``seed_everything`` on the command line.
     """
 
@@ -59,9 +56,11 @@ class PolicyModule(pl.LightningModule):
         self,
         policy: PolicySpec,
         *,
-        optimizer: OptimizerCallable = default_optimizer,
+        # A lambda: jsonargparse reads class and rate from its source, so that configs and flags may change them.
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0),
         schedule: Schedule | None = None,
         evaluation: Evaluation | None = None,
+        max_skipped_steps: int = 5,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,8 +71,10 @@ class PolicyModule(pl.LightningModule):
         self._optimizer, self._schedule = optimizer, schedule or Schedule()
         self._stream: TrainingStream[Any] | None = None
         self._stream_state: dict[str, Any] | None = None
-        self._step_metrics = StepMetrics({})
-        self._step_start = 0.0
+        self._isolated = ExitStack()
+        self.max_skipped_steps = max_skipped_steps
+        check_least(self, "model", max_skipped_steps=1)
+        self._step = OptimizerStep(max_skipped_steps)
 
     # --- defined by each algorithm -------------------------------------------------------------------------------
 
@@ -85,17 +86,25 @@ class PolicyModule(pl.LightningModule):
         """Stream of micro-batches that this algorithm trains on."""
         raise NotImplementedError
 
+    def batch_loss(self, batch: MicroBatch[Any]) -> BatchLoss:
+        """Loss of a micro-batch, and its shares in the metrics of its optimizer step."""
+        raise NotImplementedError
+
     def policies(self) -> list[Policy]:
         """Every policy that runs forwards: the learner first, then frozen copies and critics."""
         return [self.policy]
+
+    def new_tokens(self, training: bool) -> int:
+        """Most tokens that are sampled after a prompt, in training or in evaluation; 0 for none."""
+        return 0 if training else self.evaluation.greedy.max_new_tokens * self.evaluation.generates
 
     def exports(self) -> dict[str, Policy]:
         """Policies to export, by the suffix of their folder's name."""
         return {"": self.policy}
 
-    def parameters_to_learn(self) -> list[Any]:
-        """Parameters, or groups of them, for the optimizer."""
-        return [p for p in self.policy.parameters() if p.requires_grad]
+    def parameters_to_learn(self) -> dict[str, dict[str, Any]]:
+        """Groups of the optimizer, by the name of the part that learns."""
+        return {"policy": {"params": [p for p in self.policy.parameters() if p.requires_grad]}}
 
     # --- building ------------------------------------------------------------------------------------------------
 
@@ -119,10 +128,17 @@ class PolicyModule(pl.LightningModule):
         """Change the new policy before it is compiled and sharded."""
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(self.parameters_to_learn())
+        groups = self.parameters_to_learn()
+        check_learning(groups)
+        optimizer = self._optimizer(list(groups.values()))
         # Counted in optimizer steps, so it moves by step below; Lightning's default is by epoch.
         scheduler = self._schedule.build(optimizer, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def stream(self) -> TrainingStream[Any] | None:
+        """Training stream, once `training_data` has made it."""
+        return self._stream
 
     def training_data(self, loader: DataLoader) -> TrainingStream[Any]:
         """Training stream of a loader of prompts; a data module's ``train_dataloader`` returns it."""
@@ -133,18 +149,16 @@ class PolicyModule(pl.LightningModule):
             self._stream_state = None
         return self._stream
 
-    @rank_zero_only
-    def _print_plan(self, plan: BatchPlan) -> None:
-        table = Table("batch plan", "")
-        for row in plan.rows():
-            table.add_row(*row)
-        Console().print(table)
-
     def setup(self, stage: str) -> None:
         check_trainer(self.trainer)
+        if stage == "fit":
+            check_precision(self.trainer)
+        self._interruption = make_resumable(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None and stage == "fit":
-            self._print_plan(self.batch_plan(data.batch_size))
+            self.batch_plan(data.batch_size).show()
+        if isinstance(data, PromptDataModule) and stage in ("fit", "validate", "test") and self.evaluation.generates:
+            check_judge(self.evaluation.correct, data.test_set if stage == "test" else data.val_set)
         if data is not None and self.policy_spec.unshard == "layer":
             # Data modules are set up before the module, so the sets exist.
             problems = data.val_set if stage in ("fit", "validate") else data.test_set
@@ -155,6 +169,10 @@ class PolicyModule(pl.LightningModule):
             raise ValueError("train_dataloader of the data module must return trainer.lightning_module.training_data(loader).")
         # Here, since Lightning counts batches and intervals only after it has the stream.
         check_intervals(self.trainer, self._stream.plan.micro_batches)
+
+    def on_train_batch_end(self, outputs: Any, batch: MicroBatch[Any], batch_idx: int) -> None:
+        if batch.last:
+            self._interruption.stop_if_asked(self.trainer)
 
     # --- collaborators -------------------------------------------------------------------------------------------
 
@@ -174,31 +192,23 @@ class PolicyModule(pl.LightningModule):
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    def record(
-        self,
-        batch: MicroBatch[Any],
-        sums: dict[str, Tensor],
-        ratios: dict[str, tuple[Tensor, Tensor]] | None = None,
-        ranges: dict[str, Tensor] | None = None,
-    ) -> dict[str, float]:
+    def training_step(self, batch: MicroBatch[Any], batch_idx: int) -> Tensor:
+        loss = self.batch_loss(batch)
+        self.record(batch, loss)
+        # Only the returned loss is scaled: logged shares must add up to the loss of the whole step.
+        return loss.loss * batch.scale
+
+    def record(self, batch: MicroBatch[Any], loss: BatchLoss) -> dict[str, float]:
         """Accumulate the metrics of an optimizer step; log them at its last micro-batch.
 
         Args:
             batch: the micro-batch.
-            sums: 0-D shares; over all micro-batches and ranks they add up to the metric.
-            ratios: 0-D shares of a numerator and of a denominator; the metric is the ratio of their sums.
-            ranges: 1-D values; the smallest and the largest of the step are logged as ``<name>/min`` and ``<name>/max``.
+            loss: its loss and metrics.
 
         Returns:
             Logged values, the same on all ranks; nothing before the last micro-batch of the step.
         """
-        if batch.first:
-            self._step_metrics = StepMetrics(batch.metrics)
-        self._step_metrics.add(sums, ratios or {}, ranges or {})
-        # Lightning keeps the last values that are logged in an accumulation window, so earlier micro-batches log none.
-        if not batch.last:
-            return {}
-        values = self._step_metrics.over_ranks(self.runtime.sum, self.runtime.max)
+        values = self._step.add(batch, loss, self.runtime)
         shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
         self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
         rest = {name: value for name, value in values.items() if name not in shown}
@@ -207,7 +217,15 @@ class PolicyModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: MicroBatch[Any], batch_idx: int) -> None:
         if batch.first:
-            self._step_start = time.perf_counter()
+            self._step.start_clock()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        before = some_weights(optimizer) if self.trainer.global_step == MEASURED_STEP else []
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if before:
+            moved = {"weights_moved": share_moved(before, self.runtime.sum)}
+            for logger in self.loggers:  # not by `log`, which would write it at each later step too
+                logger.log_metrics(moved, MEASURED_STEP)
 
     def configure_gradient_clipping(
         self,
@@ -215,16 +233,7 @@ class PolicyModule(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # An infinite limit clips nothing: the norm is measured in every run.
-        limit = gradient_clip_val or torch.inf
-        by_norm = gradient_clip_algorithm != "value"  # Lightning passes an enum that equals its value
-        norm = torch.nn.utils.clip_grad_norm_(params, limit if by_norm else torch.inf)
-        if not by_norm:
-            torch.nn.utils.clip_grad_value_(params, limit)
-        # Under FSDP2 a norm is a DTensor, which is not summed over ranks yet; `full_tensor` is a collective.
-        self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self.log("time/update", time.perf_counter() - self._step_start)
+        self.log_dict(self._step.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, self.runtime))
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
@@ -250,11 +259,10 @@ class PolicyModule(pl.LightningModule):
     # Evaluation draws random numbers and unshards weights; neither may show in training. The context spans two hooks.
 
     def on_validation_start(self) -> None:
-        self._isolated = self._isolation()
-        self._isolated.__enter__()
+        self._isolated.enter_context(self._isolation())
 
     def on_validation_end(self) -> None:
-        self._isolated.__exit__(None, None, None)
+        self._isolated.close()  # also called for an evaluation that broke off
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
     on_predict_start, on_predict_end = on_validation_start, on_validation_end
@@ -269,12 +277,17 @@ class PolicyModule(pl.LightningModule):
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["models"] = describe_models(self.policies(), self.tokenizer)
+        checkpoint["optimizer_step"] = self._step.state_dict()
         if self._stream is not None:
             # A collective: Lightning builds a checkpoint on every rank, and rank 0 writes it.
             checkpoint["stream"] = collect_states(self._stream.state_dict(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same_model(self.state_dict(), checkpoint.get("state_dict") or {})
+        own = self.state_dict(), describe_models(self.policies(), self.tokenizer)
+        check_checkpoint(checkpoint, *own, resuming=self.trainer.training)
+        if self.trainer.training and "optimizer_step" in checkpoint:
+            self._step.load_state_dict(checkpoint["optimizer_step"])
         # Kept for `training_data`: the loader does not exist yet, and Lightning's counters are restored later.
         if self.trainer.training and "stream" in checkpoint:
             self._stream_state = state_of_rank(checkpoint["stream"], self.trainer.global_rank, self.trainer.world_size)

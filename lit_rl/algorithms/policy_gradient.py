@@ -5,8 +5,9 @@ They differ in advantages: GRPO and RPT compare the completions of a group with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from lit_rl.algorithms.module import PolicyModule
+from lit_rl.datamodules.base import PromptDataModule
 from lit_rl.models.policy import Policy
 from lit_rl.models.reference import Reference
 from lit_rl.models.spec import PolicySpec
@@ -28,27 +30,15 @@ from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
 from lit_rl.training.batch_plan import BatchPlan
 from lit_rl.training.collector import Collector
+from lit_rl.training.dry_run import check_reward
 from lit_rl.training.experience import Experience
+from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch
 from lit_rl.training.supervised import supervised_rows
 from lit_rl.types import TokenScores
 
 AGREEMENT_NATS = {"full": 1e-3, "half": 5e-2}
 """Mean difference per token up to which sampler and learner agree, by the precision of the run."""
-
-
-def rl_optimizer(params: Any) -> torch.optim.Optimizer:
-    """AdamW without weight decay at a rate of 1e-6, for reinforcement learning on a pretrained model."""
-    return torch.optim.AdamW(params, lr=1e-6, weight_decay=0.0)
-
-
-class PolicyLoss(NamedTuple):
-    """Loss of a micro-batch and its shares in the metrics of its optimizer step; see `PolicyModule.record`."""
-
-    loss: Tensor
-    sums: dict[str, Tensor]
-    ratios: dict[str, tuple[Tensor, Tensor]]
-    ranges: dict[str, Tensor]
 
 
 class PolicyGradient(PolicyModule):
@@ -58,7 +48,7 @@ class PolicyGradient(PolicyModule):
         policy: the model that learns and its tokenizer.
         sampler: draws completions.
         reward: scores completions; default: 1 for a correct answer, else 0.
-        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 1e-6.
+        optimizer: any torch or bitsandbytes optimizer; default: AdamW at 1e-6 without weight decay.
         group_size: completions per prompt.
         epochs: passes over a rollout; 1 with one minibatch is strictly on-policy.
         minibatches: optimizer steps per pass.
@@ -78,7 +68,7 @@ class PolicyGradient(PolicyModule):
         *,
         sampler: Sampler | None = None,
         reward: Reward | None = None,
-        optimizer: OptimizerCallable = rl_optimizer,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.0),
         group_size: int = 8,
         epochs: int = 1,
         minibatches: int = 1,
@@ -103,6 +93,11 @@ class PolicyGradient(PolicyModule):
         check_least(self, "model", group_size=1, epochs=1, minibatches=1, negative_weight=0, kl_coef=0, lm_coef=0)
         if self.sampler.temperature == 0:
             raise ValueError("model.sampler.temperature is 0: all completions of a group would be equal; write 1.0.")
+        if isinstance(self.sampler.temperature, list) and len(self.sampler.temperature) > self.group_size:
+            raise ValueError(
+                f"model.sampler.temperature lists {len(self.sampler.temperature)} temperatures, but a group has "
+                f"{self.group_size} completions; write at most {self.group_size}, or raise model.group_size."
+            )
         lora = self.policy_spec.lora
         if lora is not None and lora.dropout:
             raise ValueError(f"model.policy.lora.dropout is {lora.dropout}; sampler and learner must agree: write 0.")
@@ -122,11 +117,20 @@ class PolicyGradient(PolicyModule):
         """Metrics of rollouts with advantages, to log beside `lit_rl.training.step_metrics.rollout_metrics`."""
         return {}
 
+    def new_tokens(self, training: bool) -> int:
+        return self.sampler.max_new_tokens if training else super().new_tokens(training)
+
     def skips_zero_advantages(self) -> bool:
         """Whether rows with advantage 0 have no gradient, so that leaving them out is exact."""
         return False
 
     # --- building ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PromptDataModule) and stage == "fit":
+            check_reward(self.reward, data.train_set)
 
     def policies(self) -> list[Policy]:
         copy = self.reference.copy if self.reference else None
@@ -215,7 +219,7 @@ class PolicyGradient(PolicyModule):
 
     # --- a step --------------------------------------------------------------------------------------------------
 
-    def policy_loss(self, batch: MicroBatch[Rollouts], scores: TokenScores) -> PolicyLoss:
+    def policy_loss(self, batch: MicroBatch[Rollouts], scores: TokenScores) -> BatchLoss:
         """Share of a micro-batch in the loss and in the metrics of its optimizer step.
 
         Args:
@@ -244,7 +248,7 @@ class PolicyGradient(PolicyModule):
         # Means are over the tokens that were scored, since groups without signal may have been left out.
         scored = sampled.sum()
         ratios = {name: ((value * sampled).sum(), scored) for name, value in means.items()}
-        return PolicyLoss(loss, sums, ratios, ranges)
+        return BatchLoss(loss, sums, ratios, ranges)
 
     def _language_loss(self, batch: MicroBatch[Rollouts]) -> Tensor:
         """Share of a micro-batch in the language-model loss of its optimizer step."""
@@ -257,7 +261,11 @@ class PolicyGradient(PolicyModule):
         """Refuse a learner whose log-probabilities differ from the sampler's before any step."""
         if self._agreed or not batch.on_policy:
             return
-        difference = float(log_ratio.abs().sum() / batch.rows.sampled.sum())
+        # Over all ranks, so that all stop or none: a rank alone would leave the others in a collective.
+        total, count = self.runtime.sum(torch.stack([log_ratio.abs().sum().double(), batch.rows.sampled.sum().double()]))
+        difference = float(total / count)
+        if not math.isfinite(difference):
+            return  # the step fails, and the next one is looked at
         full = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
         if difference > AGREEMENT_NATS["full" if full else "half"]:
             raise ValueError(
@@ -272,7 +280,10 @@ class PolicyGradient(PolicyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward"] = self.reward.state_dict()
+        checkpoint["reference"] = self.reference.fingerprint if self.reference else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if self.reference and self.trainer.training:
+            self.reference.check_unchanged(checkpoint.get("reference"))
         self.reward.load_state_dict(checkpoint.get("reward") or {})

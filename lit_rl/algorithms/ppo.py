@@ -34,6 +34,7 @@ from lit_rl.objectives.losses import value_loss
 from lit_rl.objectives.objective import Objective
 from lit_rl.options import check_least
 from lit_rl.rollouts import Rollouts
+from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch
 
 KL_IN_REWARD = Objective(kl_in="reward", kl_estimator="k1")
@@ -122,15 +123,17 @@ class PPO(PolicyGradient):
     def exports(self) -> dict[str, Policy]:
         return super().exports() | ({} if self.critic_model is None else {"_critic": self.critic_model})
 
-    def parameters_to_learn(self) -> list[Any]:
+    def parameters_to_learn(self) -> dict[str, dict[str, Any]]:
         rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
-        return [{"params": self.policy_parameters()}, {"params": self.critic.parameters()} | rate]
+        critic = {"params": self.critic.parameters(), "name": "critic"} | rate
+        return {"policy": {"params": self.policy_parameters()}, "critic": critic}
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the policy without the critic's head."""
         # A set compares tensors by identity; `in` on a list would compare them element by element.
         head = set(self.critic.parameters())
-        return [parameter for parameter in super().parameters_to_learn() if parameter not in head]
+        learning = super().parameters_to_learn()["policy"]["params"]
+        return [parameter for parameter in learning if parameter not in head]
 
     def configure_optimizers(self) -> Any:
         configured = super().configure_optimizers()
@@ -165,7 +168,7 @@ class PPO(PolicyGradient):
         """Whether only the critic learns at this step."""
         return self.trainer.global_step < self.critic_warmup
 
-    def training_step(self, batch: MicroBatch[Rollouts], batch_idx: int) -> Tensor:
+    def batch_loss(self, batch: MicroBatch[Rollouts]) -> BatchLoss:
         rollouts = batch.rows
         scores, values = self.critic.score_with_values(rollouts, entropy_grad=self.entropy_coef != 0, detached=self._warming)
         step = self.policy_loss(batch, scores)
@@ -174,18 +177,21 @@ class PPO(PolicyGradient):
         critic_loss = (losses * batch.weights).sum()
         # A policy that does not learn yet still needs gradients: DDP waits for each of them.
         loss = (0.0 if self._warming else 1.0) * step.loss + self.value_coef * critic_loss
-        sums = {"loss": loss, "loss/policy": step.loss, "loss/critic": critic_loss}
+        sums = {"loss/policy": step.loss, "loss/critic": critic_loss}
         multiplicity = rollouts.multiplicity[:, None]
         sums["critic/clip_ratio"] = (clipped * rollouts.loss_mask * multiplicity).sum() / max(batch.num_tokens, 1)
         sampled = rollouts.sampled * multiplicity
         # The sampler comes first: k3 is unbiased for KL(p || q) only at tokens drawn from p.
         drift = kl_estimate(rollouts.logprobs, scores.logprobs.detach())
         ratios = {"approx_kl": ((drift * sampled).sum(), sampled.sum())}
-        logged = self.record(batch, sums | step.sums, ratios | step.ratios, step.ranges)
+        return BatchLoss(loss, sums | step.sums, ratios | step.ratios, step.ranges)
+
+    def record(self, batch: MicroBatch[Any], loss: BatchLoss) -> dict[str, float]:
+        logged = super().record(batch, loss)
         # Logged values are sums over ranks at the step's last micro-batch: all ranks stop, and at a step boundary.
         if self.target_kl and logged.get("approx_kl", 0.0) > self.target_kl:
             self.experience.stopped = True
-        return loss * batch.scale
+        return logged
 
     def on_train_start(self) -> None:
         super().on_train_start()

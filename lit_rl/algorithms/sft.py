@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_rl.algorithms.module import PolicyModule
 from lit_rl.models.spec import PolicySpec
 from lit_rl.training.batch_plan import BatchPlan
+from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch
 from lit_rl.training.supervised import SupervisedStream, supervised_rows
 from lit_rl.types import PromptBatch, TokenBatch
@@ -44,17 +44,23 @@ class SFT(PolicyModule):
     def _rows(self, prompts: PromptBatch) -> TokenBatch:
         return supervised_rows(prompts, self.renderer.pad_id, self.policy.context, self.completion_only)
 
-    def training_step(self, batch: MicroBatch[TokenBatch], batch_idx: int) -> Tensor:
+    def batch_loss(self, batch: MicroBatch[TokenBatch]) -> BatchLoss:
         scores = self.policy.score_sequences(batch.rows)
         loss = -(scores.logprobs * batch.weights).sum()
-        self.record(batch, {"loss": loss, "mean_token_accuracy": (scores.hits * batch.weights).sum()})
-        return loss * batch.scale
+        return BatchLoss(loss, {"mean_token_accuracy": (scores.hits * batch.weights).sum()}, {}, {})
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
+        self._log_loss("val", batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self._log_loss("test", batch)
+
+    def _log_loss(self, stage: str, batch: PromptBatch) -> None:
         rows = self._rows(batch).to(self.device)
         scores = self.policy.score_sequences(rows)
         count = rows.target.sum()
         # The count of tokens as ``batch_size`` makes Lightning's mean a mean over tokens, across batches and ranks.
-        self.log("val/loss", -scores.logprobs.sum() / count, batch_size=int(count), sync_dist=True)
-        self.log("val/mean_token_accuracy", scores.hits.sum() / count, batch_size=int(count), sync_dist=True)
+        self.log(f"{stage}/loss", -scores.logprobs.sum() / count, batch_size=int(count), sync_dist=True)
+        self.log(f"{stage}/mean_token_accuracy", scores.hits.sum() / count, batch_size=int(count), sync_dist=True)

@@ -6,9 +6,12 @@ import argparse
 import re
 from typing import Any, NoReturn, get_args
 
+from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse._required import iter_required_keys
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_rl.cli.errors import SECTIONS, BadArgument, UnknownOption, innermost, unknown_class
+from lit_rl.options import first_line
 
 # jsonargparse has no exception for an unknown option alone: only the text of the error tells.
 _UNKNOWN = (
@@ -17,6 +20,9 @@ _UNKNOWN = (
     r"unrecognized arguments: --(?P<key>[\w.]+)",
 )
 _NO_OPTIONS = ("help", "print_shtab")
+
+# Docstrings of a dataclass's fields are the help of its options.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Parser(LightningArgumentParser):
@@ -29,7 +35,34 @@ class Parser(LightningArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         # A null in a class's own option arrives at the class's parser as the text None.
         args = [re.sub(r"=None$", "=null", arg) for arg in args] if args else args
-        return super().parse_args(args, *rest, **options)
+        group = self._group_to_help(args or [])
+        if group:
+            formatter = self._get_formatter()
+            formatter.start_section(f"{group.title}")
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+            print(formatter.format_help())
+            self.exit()
+        try:
+            return super().parse_args(args, *rest, **options)
+        # jsonargparse stumbles over values of a wrong shape: no code of this package has run yet.
+        except (TypeError, AttributeError, LookupError, RecursionError) as error:
+            raise BadArgument("", f"the arguments cannot be read: {type(error).__name__}: {first_line(error)}") from error
+
+    def _group_to_help(self, args: list[str]) -> Any:
+        """The group of options that ``--model.policy.help`` asks for, None if the arguments ask for none."""
+        # Options of a dataclass are a group of the class that takes it, and jsonargparse has no help of a group alone.
+        asked = [arg for arg in args if arg.endswith(".help") and arg not in self._option_string_actions]
+        return next((group for key, group in (self.groups or {}).items() if f"--{key}.help" in asked), None)
+
+    def validate(self, namespace: Namespace, skip_unset: bool = True, *rest: Any, **options: Any) -> None:
+        # A null is a value like any other: unless it is checked, it reaches constructors that take none. What is required and
+        # missing is null too, and has a line of its own.
+        missing = any(namespace.get(key) is None for key in iter_required_keys(self))
+        super().validate(namespace, missing, *rest, **options)
+        for key in [] if missing else self.groups or {}:
+            if not isinstance(namespace.get(key, Namespace()), Namespace | dict):
+                raise BadArgument(key, f"expected named options; got {namespace[key]!r}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if message.startswith("the following arguments are required"):  # named with the subcommand in front
@@ -65,7 +98,14 @@ def _value_fault(text: str, outer: str, parser: argparse.ArgumentParser, key: st
         wanted = types.group(1) if types else re.sub(r"^Expected an? |\. Got value.*", "", text)
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", wanted).replace("NoneType", "null")
         wanted = re.sub(r"Literal\[(.*?)\]", r"\1", wanted)
-        return f"expected {wanted}" + (f"; got {value.group(1)!r}" if value else "")
+        given = value.group(1) if value else ""
+        return f"expected {wanted}" + (f"; got {'null' if given == 'None' else repr(given)}" if value else "")
+    # The name of the type tells the user nothing.
+    text = re.sub(r"^Not of type \w+: |^Type typing\.Callable.* expects a function or a callable class: ", "", text)
+    text = re.sub(r"\.\. Got value: .*", "", text)
+    whole = re.search(r"Unable to load config (.*)", text)
+    if whole:
+        return f"expected named options; got {whole.group(1)}"
     return text
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.resources
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_rl.cli.errors import suggestion
+
+MAX_DEPTH, MAX_VALUES = 50, 100_000
+TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep."
 
 
 def find_config(name: str) -> str:
@@ -36,11 +41,35 @@ def read_yaml(path: str) -> dict[str, Any]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = ": ".join(filter(None, (error.context, error.problem)))
         raise ValueError(f"{path}{line}: this is not YAML: {reason}") from error
-    # Not every YAML error has a place, such as one about an unprintable character.
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    # Not every error has a place, such as one about an unprintable character or a date that does not exist.
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: this is not a YAML text: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: {TOO_DEEP}") from None
+    try:
+        checked_shape(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: it must hold named entries such as `trainer:`, not {type(content).__name__}.")
+    return content
+
+
+def checked_shape(content: Any) -> Any:
+    """``content``, unless it is nested too deeply or too large.
+
+    Raises:
+        ValueError: for a depth or a number of values that no config needs.
+    """
+    values, waiting = 0, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        # A few lines of YAML with aliases may stand for a value inside itself, or for billions of them.
+        values += 1
+        if depth > MAX_DEPTH or values > MAX_VALUES:
+            raise ValueError(TOO_DEEP if depth > MAX_DEPTH else f"it holds more than {MAX_VALUES:,} values.")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(each, depth + 1) for each in inner]
     return content
 
 
@@ -65,7 +94,20 @@ def _readable(config: str) -> str:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest ``last.ckpt`` of the runs below a folder."""
-    # Also last-v1.ckpt, which ModelCheckpoint writes if there is a last.ckpt already.
-    found = sorted(folder.glob("**/last*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+    """The newest whole checkpoint of the runs below a folder; newer ones that cannot be read are named on stderr."""
+    # Not `last.ckpt` alone: a process may have died between the file of a step and its copy under that name.
+    for path in sorted(folder.glob("**/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        # A sharded checkpoint is a folder.
+        if path.is_dir() or _is_whole(path):
+            return path
+        print(f"lit-rl: {path} is not a checkpoint, or was cut off; the one before it is taken.", file=sys.stderr)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file has all that torch wrote, as far as can be told without torch."""
+    # A zip has its directory at the end, so a file that was cut off is not one.
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(name.endswith("/data.pkl") for name in file.namelist())

@@ -6,9 +6,13 @@ import difflib
 import re
 
 from lit_rl.cli.renamed import CLASSES, OPTIONS
+from lit_rl.text.terminal import printable
 
 SECTIONS = ("init_args", "dict_kwargs")
 """Levels of a config that a flag leaves out."""
+
+LONGEST = 2000
+"""Characters of a line; a value that is quoted in a message may be longer than a screen."""
 
 # Beginnings of jsonargparse's messages that only wrap the fault proper.
 _WRAPPERS = ('Parser key "', "Does not validate against any of the Union subtypes", "\n- Expected a path but")
@@ -109,11 +113,12 @@ def innermost(error: Exception) -> tuple[Exception, Exception, list[str]]:
 
 
 def explain(error: Exception) -> str:
-    """One line about an error that stopped a run."""
+    """One line about an error that stopped a run, without control characters."""
     reason, _, keys = innermost(error)
     if isinstance(reason, BadArgument):
         reason = reason.within(keys)
     elif keys:
         reason = BadArgument(".".join(keys), str(reason))
-    # Messages of libraries have line breaks.
-    return " ".join(str(reason).split())
+    # Messages of libraries have line breaks, and those that quote data or arguments may hold anything.
+    line = printable(" ".join(str(reason).split())) or type(reason).__name__
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} ... {line[-200:]}"

@@ -6,11 +6,13 @@ seconds. Every mistake of the user gets one line; ``--debug`` shows the tracebac
 
 from __future__ import annotations
 
+import os
 import sys
 
 from lit_rl.cli.configs import resolve_configs
 from lit_rl.cli.errors import explain, suggestion
 from lit_rl.cli.option_check import check_options
+from lit_rl.cli.own_classes import check_chosen
 from lit_rl.cli.stages import SUBCOMMANDS
 
 COMMANDS = (*SUBCOMMANDS, "pipeline")
@@ -29,8 +31,10 @@ A CONFIG is a file or the name of one that comes with the package; later ones an
 
   lit-rl fit --help                                 list all keys
   lit-rl fit --model.help GRPO                      explain an algorithm; --data.help Arithmetic a data source,
-                                                    --trainer.callbacks.help HFExport a callback
+                                                    --trainer.callbacks.help HFExport a callback,
+                                                    --model.sampler.help an option that holds options
   lit-rl fit --config CONFIG --print_config         show the config that flags and files come to
+  lit-rl fit --config CONFIG --dry-run              check everything up to the first step, and leave nothing
   --ckpt_path PATH|last                             resume a run, or evaluate its checkpoint
   --debug                                           show the traceback of an error"""
 
@@ -43,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
         # The parser does not know this flag.
         run([arg for arg in args if arg != "--debug"])
     # Mistakes of the user and of the machine; anything else is a defect, and keeps its traceback.
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
         sys.exit(f"lit-rl: {explain(error)}")
@@ -51,28 +55,55 @@ def main(args: list[str] | None = None) -> None:
 
 def run(args: list[str]) -> None:
     """Run one command."""
-    if not args:
-        raise ValueError(f"write lit-rl and one of {', '.join(COMMANDS)}; lit-rl --help explains them.")
-    command = args[0]
+    command, rest = _command(args)
     # Help before a command is answered here, after one by the parser, which lists the command's keys.
-    if command.startswith("-") and {"-h", "--help"} & set(args):
+    if not command:
         print(HELP)
         return
-    if not command.startswith("-") and command not in COMMANDS:
-        raise ValueError(
-            f"unknown command {command!r}; write one of {', '.join(COMMANDS)}.{suggestion(command, list(COMMANDS))}"
-        )
+    # The user's own modules lie there; last, since a file may have the name of a library's module.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     if command == "pipeline":
         from lit_rl.cli.pipeline import main as pipeline
 
-        pipeline(args[1:])
+        pipeline(rest)
         return
-    args = resolve_configs(args)
-    if command in COMMANDS:
-        check_options(args)
+    dry = "--dry-run" in rest
+    if dry and command != "fit":
+        raise ValueError("--dry-run goes with fit: other commands take no step.")
+    # The parser does not know this flag.
+    args = resolve_configs([command, *(arg for arg in rest if arg != "--dry-run")])
+    classes = check_options(args)
+    check_chosen(classes.all)
     from lit_rl.cli.lightning_cli import run_command
 
-    run_command(args)
+    run_command(args, classes.now, dry)
+
+
+def _command(args: list[str]) -> tuple[str, list[str]]:
+    """The command, and all other arguments; an empty command if the arguments ask for the help of all commands.
+
+    Raises:
+        ValueError: if there is no such command.
+    """
+    if not args:
+        raise ValueError(f"write lit-rl and one of {', '.join(COMMANDS)}; lit-rl --help explains them.")
+    # Options may stand before the command.
+    place = next((place for place, arg in enumerate(args) if arg in COMMANDS and not _is_value(args, place)), 0)
+    command = args[place if args[0].startswith("-") else 0]
+    if command.startswith("-") and {"-h", "--help"} & set(args):
+        return "", []
+    if command not in COMMANDS:
+        raise ValueError(
+            f"unknown command {command!r}; write one of {', '.join(COMMANDS)}.{suggestion(command, list(COMMANDS))}"
+        )
+    return command, [*args[:place], *args[place + 1 :]]
+
+
+def _is_value(args: list[str], place: int) -> bool:
+    """Whether the argument at a place is the value of the option before it."""
+    before = args[place - 1] if place else ""
+    return before.startswith("-") and "=" not in before and before != "--dry-run"
 
 
 if __name__ == "__main__":

@@ -8,13 +8,38 @@ from typing import Any
 
 import yaml
 
-from lit_rl.cli.configs import read_yaml
+from lit_rl.cli.configs import TOO_DEEP, checked_shape, read_yaml
 from lit_rl.cli.errors import SECTIONS, BadArgument, UnknownOption, unknown_class
 from lit_rl.cli.option_names import Options, class_in, class_options, command_options, dotted_names, is_dataclass
 from lit_rl.cli.renamed import CLASSES
 
+OUR_PACKAGES = ("", "lit_rl", "lightning")
+"""Packages whose classes are read from their source; a name without a package is one of theirs."""
 
-def check_options(args: list[str]) -> None:
+
+class Classes:
+    """Classes that arguments choose for options."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, str] = {}
+        """Class path by dotted key, the last one of a list."""
+        self.all: list[tuple[str, str]] = []
+        """Every dotted key and class path."""
+
+    def choose(self, key: str, class_path: str) -> None:
+        # The new class has options of its own: classes chosen inside the old one no longer hold.
+        for inner in [inner for inner in self.now if inner.startswith(f"{key}.")]:
+            del self.now[inner]
+        self.now[key] = class_path
+        self.all.append((key, class_path))
+
+    def name(self, key: str, default: str) -> str:
+        """Name of the class of an option; empty if it is a class of another package, which the source does not tell."""
+        package, _, name = self.now.get(key, default).rpartition(".")
+        return name if package.split(".")[0] in OUR_PACKAGES else ""
+
+
+def check_options(args: list[str]) -> Classes:
     """Refuse the first option that is sure not to exist, and the first class that goes by an old name.
 
     Everything that the source does not tell for sure is left to the parser of `lit_rl.cli.lightning_cli`.
@@ -22,13 +47,21 @@ def check_options(args: list[str]) -> None:
     Args:
         args: ``fit``, ``validate``, ``test`` or ``predict``, and its arguments, configs by path.
 
+    Returns:
+        The classes that the arguments choose.
+
     Raises:
         BadArgument: with the line that the parser would give.
     """
-    classes: dict[str, str] = {}
+    classes = Classes()
     for key, value in _settings(args[1:]):
         # The parser appends to a list by `--key+`.
-        _check(key.replace("+", "").split("."), value, command_options(args[0]), classes)
+        key = key.replace("+", "")
+        _check(key.split("."), value, command_options(args[0]), classes)
+        # Inside an option of which the source tells nothing, too.
+        if key.endswith(".class_path"):
+            classes.all.append((key.removesuffix(".class_path").replace(".init_args", ""), str(value)))
+    return classes
 
 
 def _settings(args: list[str]) -> Iterator[tuple[str, Any]]:
@@ -46,10 +79,13 @@ def _settings(args: list[str]) -> Iterator[tuple[str, Any]]:
 def _parsed(value: str) -> Any:
     """The value of a flag; a mapping or a list may be written on the command line too."""
     try:
-        return yaml.safe_load(value) if value.startswith(("{", "[")) else value
-    # The parser has its own line for it.
-    except yaml.YAMLError:
+        content = yaml.safe_load(value) if value.startswith(("{", "[")) else value
+    # The parser has its own line for it; a ValueError is of a date that does not exist.
+    except (yaml.YAMLError, ValueError):
         return value
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    return checked_shape(content)
 
 
 def _flat(content: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -65,8 +101,8 @@ def _flat(content: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, content
 
 
-def _check(parts: list[str], value: Any, known: Options | None, classes: dict[str, str]) -> None:
-    """Follow a key from option to option; ``classes`` holds the class chosen so far for each dotted key."""
+def _check(parts: list[str], value: Any, known: Options | None, classes: Classes) -> None:
+    """Follow a key from option to option, and note the classes that are chosen on the way."""
     path: list[str] = []
     for place, part in enumerate(parts):
         # Flags leave this level out, configs write it.
@@ -88,18 +124,12 @@ def _check(parts: list[str], value: Any, known: Options | None, classes: dict[st
             _choose(path, value, classes)
         # Only a Trainer and a dataclass may go without a class of their own being named.
         default = base if base == "Trainer" or is_dataclass(base) else ""
-        known = class_options(classes.get(".".join(path), default))
+        known = class_options(classes.name(".".join(path), default))
 
 
-def _choose(path: list[str], value: Any, classes: dict[str, str]) -> None:
-    """Note the class that fills an option; a class of another package is noted as unknown, by an empty name."""
+def _choose(path: list[str], value: Any, classes: Classes) -> None:
+    """Note the class that fills an option."""
     key = ".".join(path)
-    package, _, name = str(value).rpartition(".")
-    if package.split(".")[0] not in ("", "lit_rl", "lightning"):
-        name = ""
-    if name in CLASSES:
+    classes.choose(key, str(value))
+    if classes.name(key, "") in CLASSES:
         raise BadArgument(key, unknown_class(str(value), []))
-    # The new class has options of its own: classes chosen inside the old one no longer hold.
-    for inner in [inner for inner in classes if inner.startswith(f"{key}.")]:
-        del classes[inner]
-    classes[key] = name

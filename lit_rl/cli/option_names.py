@@ -43,7 +43,10 @@ def class_options(name: str) -> Options | None:
     inherited: Options | None = class_options(bases[0]) if len(bases) == 1 else None if bases else {}
     if is_dataclass(name):
         fields: Options = {
-            ast.unparse(node.target): node.annotation for node in definition.body if isinstance(node, ast.AnnAssign)
+            ast.unparse(node.target): node.annotation
+            for node in definition.body
+            # A field that no constructor takes is not an option.
+            if isinstance(node, ast.AnnAssign) and "init=False" not in ast.unparse(node)
         }
         return None if inherited is None else inherited | fields
     init = _method(definition, "__init__")

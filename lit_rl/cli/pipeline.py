@@ -18,7 +18,7 @@ whose config or input changed runs anew, and its earlier run is kept. ``report.j
 from __future__ import annotations
 
 import json
-import subprocess
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -27,16 +27,27 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from lit_rl.cli.configs import last_checkpoint, resolve_configs
 from lit_rl.cli.errors import explain
+from lit_rl.cli.lock import locked
 from lit_rl.cli.option_check import check_options
+from lit_rl.cli.own_classes import check_chosen
+from lit_rl.cli.stage_process import PASSED_ON, run_process
 from lit_rl.cli.stages import Stage, load_stages
 from lit_rl.files import write_text
 from lit_rl.reports.curves import draw_curves, read_curve
+from lit_rl.text.terminal import printable
 
-say = Console(soft_wrap=True, highlight=False).print
+INTERRUPTED = [128 + signum for signum in PASSED_ON]
+"""Exit statuses of a run that a signal has ended."""
+
+
+def say(text: str, stage: str = "") -> None:
+    """Print a line that begins with the name of a stage, in bold."""
+    # As a Text: rich would take brackets in paths and values for markup.
+    Console(soft_wrap=True, highlight=False).print(Text.assemble((stage, "bold"), printable(text, keep="\n")))
 
 
 def check_stages(stages: list[Stage]) -> None:
@@ -49,13 +60,14 @@ def check_stages(stages: list[Stage]) -> None:
     for number, stage in enumerate(stages):
         with _named(stage):
             command = resolve_configs(stage.command(stages[:number]))
-            check_options(command)
+            classes = check_options(command)
             if not stage.finished(stages[:number]):
-                commands.append((stage, command))
-    for stage, command in commands:
+                commands.append((stage, command, classes.all))
+    for stage, command, chosen in commands:
         from lit_rl.cli.lightning_cli import check_arguments  # takes seconds: after the quick check of all stages
 
         with _named(stage):
+            check_chosen(chosen)
             check_arguments(command)
 
 
@@ -67,36 +79,51 @@ def _named(stage: Stage) -> Iterator[None]:
         raise ValueError(f"stage {stage.name!r}: {explain(error)}") from error
 
 
-def run_stage(stage: Stage, earlier: list[Stage]) -> None:
-    """Run a stage, unless it is finished."""
+def run_stage(stage: Stage, earlier: list[Stage]) -> int:
+    """Run a stage, unless it is finished.
+
+    Returns:
+        Exit status of the signal that interrupted it; 0 if it is finished.
+
+    Raises:
+        ValueError: if it failed.
+    """
     if stage.finished(earlier):
-        say(f"[bold]{stage.name}[/] is finished; skipped")
-        return
+        say(" is finished; skipped", stage.name)
+        return 0
     command, fingerprint, status = stage.command(earlier), stage.fingerprint(earlier), stage.status
-    if status and status["fingerprint"] != fingerprint:
-        say(f"{stage.name} has changed; its earlier run is kept in {_set_aside(stage.folder)}")
+    if status and status.get("fingerprint") != fingerprint:
+        say(f" has changed; its earlier run is kept in {_set_aside(stage.folder)}", stage.name)
         status = {}
     # Without a status the folder is not this pipeline's, and its checkpoint may be of another run.
     checkpoint = last_checkpoint(stage.folder) if status and stage.run == "fit" else None
     resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
-    # Escaped: rich takes lists in brackets for markup.
-    say(f"[bold]{stage.name}[/]: lit-rl {escape(' '.join(command + resume))}")
+    say(f": lit-rl {shlex.join(command + resume)}", stage.name)
     # Written before the run: if the run dies, the next start finds by the fingerprint whether it may resume.
     status = {"fingerprint": fingerprint, "command": command, "finished": False}
     write_text(stage.folder / "stage.json", json.dumps(status, indent=2))
     start = time.perf_counter()
-    # A process per stage: device memory, seeds and compiled code of one stage do not reach the next.
-    done = subprocess.run([sys.executable, "-m", "lit_rl", *command, *resume], check=False)
-    if done.returncode:
-        raise ValueError(
-            f"stage {stage.name!r} failed with exit status {done.returncode}; mend it and start the pipeline again."
-        )
-    status |= {"finished": True, "process_seconds": round(time.perf_counter() - start, 1)}
-    write_text(stage.folder / "stage.json", json.dumps(status, indent=2))
+    code = run_process(command + resume)
+    # A run that was stopped may end without an error, and an evaluation that ends without one is finished.
+    finished = stage.end.get("finished") is True if stage.run == "fit" else code == 0
+    if finished:
+        status |= {"finished": True, "process_seconds": round(time.perf_counter() - start, 1)}
+        write_text(stage.folder / "stage.json", json.dumps(status, indent=2))
+    if code in INTERRUPTED:
+        return code
+    if code:
+        raise ValueError(f"stage {stage.name!r} failed with exit status {code}; mend it and start the pipeline again.")
+    if not finished:
+        reason = stage.end.get("reason", "it left no run.json")
+        raise ValueError(f"stage {stage.name!r} ended before its last step ({reason}); start the pipeline again to go on.")
+    return 0
 
 
 def _set_aside(folder: Path) -> Path:
     """Rename the folder of an earlier run to the first free ``name.1``, ``name.2``, ..."""
+    # Refused if a process that outlived an earlier pipeline still writes there.
+    with locked(folder):
+        pass
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
@@ -125,15 +152,31 @@ def main(args: list[str]) -> None:
         raise ValueError("write `lit-rl pipeline FILE` or `lit-rl pipeline FILE --folder DIR`.")
     root, stages = load_stages(args[0], Path(args[2]) if len(args) == 3 else None)
     check_stages(stages)
+    with locked(root):
+        status = _run(stages, root)
+    if status:
+        print(f"lit-rl: interrupted; go on with: {shlex.join(['lit-rl', 'pipeline', *args])}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _run(stages: list[Stage], root: Path) -> int:
+    """Run all stages in turn.
+
+    Returns:
+        Exit status of the signal that interrupted one of them; 0 if all are finished.
+    """
     say(f"{len(stages)} stages in {root}: {', '.join(stage.name for stage in stages)}")
     report: dict[str, Any] = {}
     for number, stage in enumerate(stages):
-        run_stage(stage, stages[:number])
+        status = run_stage(stage, stages[:number])
+        if status:
+            return status
         report[stage.name] = stage_report(stage)
         # After every stage: an interrupted pipeline leaves a report of what is done.
         write_text(root / "report.json", json.dumps({"stages": report}, indent=2))
     say(f"Report: {root / 'report.json'}")
     _show(report, stages, root)
+    return 0
 
 
 def _show(report: dict[str, Any], stages: list[Stage], root: Path) -> None:
@@ -146,8 +189,8 @@ def _show(report: dict[str, Any], stages: list[Stage], root: Path) -> None:
     table = band_table({name: entry.get("metrics", {}) for name, entry in report.items()})
     if table:
         write_text(root / "table.md", table + "\n")
-        say(escape(table))
+        say(table)
     for name, entry in report.items():
         if "improvement" in entry:
             before, after = (100 * entry[key]["value"] for key in ("before", "after"))
-            say(f"{name}: {before:.1f} % -> {after:.1f} % in {entry['steps']} steps, {entry['seconds']:.0f} s")
+            say(f": {before:.1f} % -> {after:.1f} % in {entry['steps']} steps, {entry['seconds']:.0f} s", name)

@@ -51,6 +51,11 @@ class Stage:
         return _read_json(self.folder / "stage.json")
 
     @property
+    def end(self) -> dict[str, Any]:
+        """How the last ``fit`` ended, as it says itself (``run.json``); empty before the first one."""
+        return _read_json(self.folder / "run.json")
+
+    @property
     def report(self) -> dict[str, Any]:
         """Report of the last run (``report.json`` of the callback `Improvement`); empty without one."""
         return _read_json(self.folder / "report.json")
@@ -70,18 +75,26 @@ class Stage:
     def fingerprint(self, earlier: list[Stage]) -> str:
         """Hash of the command, the texts of the configs and the inputs: another hash means another run."""
         texts = [Path(find_config(config)).read_text(encoding="utf-8") for config in self.configs]
-        taken = set(re.findall(r"\$\{stages\.(\w+)\.", json.dumps(self.overrides)))
+        taken = set(re.findall(r"\$\{stages\.([\w-]+)\.", json.dumps(self.overrides)))
         # Only stages that are referred to: another stage that runs anew is no reason to run this one again.
         inputs = [other.status.get("fingerprint") for other in earlier if other.name in taken]
         return hashlib.sha256(json.dumps([self.command(earlier), texts, inputs]).encode()).hexdigest()[:16]
 
     def finished(self, earlier: list[Stage]) -> bool:
         """Whether the last run is finished and nothing has changed since."""
-        return bool(self.status.get("finished")) and self.status["fingerprint"] == self.fingerprint(earlier)
+        return bool(self.status.get("finished")) and self.status.get("fingerprint") == self.fingerprint(earlier)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: this is not what lit-rl has written: {error}; remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: this is not what lit-rl has written: {type(content).__name__}; remove it.")
+    return content
 
 
 def _as_max_time(seconds: float) -> str:
@@ -99,20 +112,54 @@ def load_stages(file: str, folder: Path | None = None) -> tuple[Path, list[Stage
         ValueError: if the file is not a pipeline, in one line that names the stage and the key.
     """
     spec = read_yaml(find_config(file))
-    if not isinstance(spec.get("stages"), dict):
+    stages = spec.get("stages")
+    if not isinstance(stages, dict) or not stages:
         raise ValueError(f"{file} is not a pipeline: it needs a mapping `stages`, each with `run` and `config`.")
-    root = folder or Path(spec.get("folder") or f"runs/{spec.get('name', Path(file).stem)}")
-    return root, [_stage(file, name, entry, root / name) for name, entry in spec["stages"].items()]
-
-
-def _stage(file: str, name: str, entry: Any, folder: Path) -> Stage:
-    unknown = sorted(set(entry) - {"run", "config", "set"}) if isinstance(entry, dict) else [str(entry)]
+    unknown = [str(key) for key in spec if key not in ("name", "folder", "stages")]
     if unknown:
-        raise ValueError(f"{file}: stage {name!r} has {', '.join(unknown)}; a stage holds `run`, `config` and `set`.")
+        raise ValueError(f"{file} has {', '.join(unknown)}; a pipeline holds `name`, `folder` and `stages`.")
+    for key in ("name", "folder"):
+        if not isinstance(spec.get(key, ""), str):
+            raise ValueError(f"{file}: `{key}` is {spec[key]!r}; write a text.")
+    root = folder or Path(spec.get("folder") or f"runs/{spec.get('name') or Path(file).stem}")
+    return root, [_stage(file, name, entry, root) for name, entry in stages.items()]
+
+
+def _stage(file: str, name: Any, entry: Any, root: Path) -> Stage:
+    # It names a folder beside those of other stages, and earlier runs of a stage are kept as `name.1`, `name.2`.
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,99}", name):
+        raise ValueError(f"{file}: a stage is called {name!r}; write letters, digits, _ and -, and a number in quotes.")
+    where = f"{file}: stage {name!r}"
+    unknown = sorted(map(str, set(entry) - {"run", "config", "set"})) if isinstance(entry, dict) else [str(entry)]
+    if unknown:
+        raise ValueError(f"{where} has {', '.join(unknown)}; a stage holds `run`, `config` and `set`.")
     if entry.get("run") not in SUBCOMMANDS:
-        raise ValueError(f"{file}: stage {name!r} runs {entry.get('run')!r}; write one of {', '.join(SUBCOMMANDS)}.")
+        raise ValueError(f"{where} runs {entry.get('run')!r}; write one of {', '.join(SUBCOMMANDS)}.")
     configs = entry.get("config") or []
-    return Stage(name, entry["run"], [configs] if isinstance(configs, str) else list(configs), entry.get("set") or {}, folder)
+    configs = configs if isinstance(configs, list) else [configs]
+    if not all(isinstance(config, str) for config in configs):
+        raise ValueError(f"{where} has config {entry['config']!r}; write the name of a config, or a list of names.")
+    return Stage(name, entry["run"], configs, _overrides(where, entry.get("set") or {}), root / name)
+
+
+def _overrides(where: str, overrides: Any) -> dict[str, Any]:
+    """The entry ``set`` of a stage.
+
+    Raises:
+        ValueError: if it is no mapping of dotted names to values that a flag can have.
+    """
+    if not isinstance(overrides, dict):
+        raise ValueError(f"{where} has set {overrides!r}; write a mapping such as {{trainer.max_steps: 100}}.")
+    for key, value in overrides.items():
+        if not isinstance(key, str) or not re.fullmatch(r"[\w.]+\+?", key):
+            raise ValueError(f"{where} sets {key!r}; write the dotted name of an option.")
+        if key == "trainer.default_root_dir":
+            raise ValueError(f"{where} sets {key}, which is the pipeline's own: {{folder}}/{{name of the stage}}.")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} sets {key} to {value!r}; write a text, a number, a list or a mapping.") from error
+    return overrides
 
 
 def _fill_in(text: str, earlier: list[Stage]) -> str:
@@ -126,4 +173,4 @@ def _fill_in(text: str, earlier: list[Stage]) -> str:
             raise ValueError(f"{match.group(0)}: no earlier stage has it; known are {', '.join(names) or 'none'}.")
         return known[stage][artefact]
 
-    return re.sub(r"\$\{stages\.(\w+)\.(\w+)\}", value, text)
+    return re.sub(r"\$\{stages\.([\w-]+)\.(\w+)\}", value, text)

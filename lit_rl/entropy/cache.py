@@ -9,6 +9,7 @@ import bisect
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,8 @@ from lit_rl.text.windows import Windows
 
 FLUSH_BATCHES = 16
 """Batches between two flushes to disk."""
+PATIENCE = 7200.0
+"""Seconds without a new value after which other processes stop waiting."""
 
 
 def entropy_key(windows: Windows, proxy: PolicySpec, seed: int, tokenizer: PreTrainedTokenizerBase, top_k: int) -> str:
@@ -42,7 +45,7 @@ def entropy_key(windows: Windows, proxy: PolicySpec, seed: int, tokenizer: PreTr
         digest.update(np.ascontiguousarray(places - start, dtype=np.int64).data)
     # The vocabulary too: the same ids are another text under another tokenizer.
     model = [asdict(proxy), seed, _folder_hashes(proxy.pretrained), sorted(tokenizer.get_vocab().items()), top_k]
-    digest.update(json.dumps(model, sort_keys=True).encode())
+    digest.update(json.dumps([*model, windows.opening], sort_keys=True).encode())
     return digest.hexdigest()[:24]
 
 
@@ -87,8 +90,7 @@ def fill_entropies(file: Path, windows: Windows, proxy: Callable[[], Policy], to
     if not file.is_file():
         _begin(file, windows.num_targets)
     values = np.load(file, mmap_mode="r+")
-    # The key is False up to the last computed value and True after it, as bisection needs.
-    done = bisect.bisect_left(range(len(values)), True, key=lambda place: math.isnan(values[place]))
+    done = _num_done(values)
     # A window that is computed in part is computed again as a whole.
     window = windows.locate(done)[0]
     with Progress(transient=True) as progress:
@@ -104,6 +106,33 @@ def fill_entropies(file: Path, windows: Windows, proxy: Callable[[], Policy], to
                 values.flush()
             progress.update(bar, completed=end)
     values.flush()
+
+
+def wait_for_entropies(file: Path, patience: float = PATIENCE, pause: float = 1.0) -> None:
+    """Wait until another process has filled the file.
+
+    Args:
+        file: the file; it may not exist yet.
+        patience: seconds without a new value after which waiting ends.
+        pause: seconds between two looks.
+
+    Raises:
+        ValueError: if the file does not grow any more.
+    """
+    before, last = -1, time.monotonic()
+    while not is_complete(file):
+        done = _num_done(read_entropies(file)) if file.is_file() else 0
+        if done > before:
+            before, last = done, time.monotonic()
+        elif time.monotonic() - last > patience:
+            raise ValueError(f"{file}: no new entropies for {patience / 60:.0f} minutes; has the first process died?")
+        time.sleep(pause)
+
+
+def _num_done(values: NDArray[np.float32]) -> int:
+    """Number of values that are computed."""
+    # The key is False up to the last computed value and True after it, as bisection needs.
+    return bisect.bisect_left(range(len(values)), True, key=lambda place: math.isnan(values[place]))
 
 
 def _begin(file: Path, size: int) -> None:

@@ -60,7 +60,7 @@ def _batch_end(windows: Windows, first: int, batch_tokens: int) -> int:
     """Number of the window after the last one that fits into a batch."""
     stop, width = first, 0
     while stop < len(windows):
-        width = max(width, int(windows.ends[stop] - windows.starts[stop]))
+        width = max(width, len(windows.opening) + int(windows.ends[stop] - windows.starts[stop]))
         # `stop > first`: a window longer than a batch must still get its pass.
         if stop > first and width * (stop + 1 - first) > batch_tokens:
             break
@@ -73,7 +73,7 @@ def _batch(windows: Windows, first: int, stop: int) -> TokenBatch:
     lengths = torch.tensor([len(row) for row in rows])
     # Any id may pad: in a causal model no token attends to what follows it.
     ids = torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in rows])  # (n, S)
-    begin = torch.from_numpy(np.asarray(windows.firsts[first:stop] - windows.starts[first:stop]))
+    begin = torch.from_numpy(np.asarray(len(windows.opening) + windows.firsts[first:stop] - windows.starts[first:stop]))
     place = torch.arange(ids.shape[1])
     # (n, S) targets: neither context nor padding
     return TokenBatch(ids, lengths, (place >= begin[:, None]) & (place < lengths[:, None]))

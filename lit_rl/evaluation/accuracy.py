@@ -44,9 +44,12 @@ class Evaluation(nn.Module):
         # At least 1, since a sampler refuses 0; `generates` keeps it from being used then.
         self.greedy = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=0.0)
         self.sampled = Sampler(max_new_tokens=max(1, max_new_tokens), temperature=temperature)
+        for sampler in (self.greedy, self.sampled):
+            sampler.length_option = "evaluation.max_new_tokens"
         names = ["accuracy", "truncated"] if self.generates else []
         if samples and self.generates:
-            names += ["pass@1", f"pass@{samples}", f"maj@{samples}"]
+            # Not pass@k: MLflow does not take the sign, and would log the metric under another name than other loggers.
+            names += ["pass_at_1", f"pass_at_{samples}", f"maj_at_{samples}"]
         self.proportions = nn.ModuleDict({name: Proportion() for name in names})
 
     def update(self, actor: Actor, prompts: PromptBatch) -> None:
@@ -67,7 +70,7 @@ class Evaluation(nn.Module):
 
     def count(self, rollouts: Rollouts) -> None:
         """Count in one greedy completion of each problem."""
-        self._add("accuracy", self.correct.score(rollouts))
+        self._add("accuracy", self.correct.hits(rollouts))
         self._add("truncated", rollouts.truncated)
 
     def count_samples(self, rollouts: Rollouts) -> None:
@@ -75,15 +78,15 @@ class Evaluation(nn.Module):
         size = self.samples
         answers = self.correct.answers(rollouts)
         # (P) right answers of each problem; groups are numbered in the order of prompts, as samples are
-        right = rollouts.per_group(self.correct.score(rollouts), lambda group: group.sum(1)).long().tolist()
+        right = rollouts.per_group(self.correct.hits(rollouts), lambda group: group.sum(1)).long().tolist()
         samples = rollouts.prompts.samples
         # Rows of a sampler stand in the order of prompts, `size` rows each.
         votes = [majority(answers[first : first + size]) for first in range(0, len(answers), size)]
         voted = [self.correct.is_right(vote, sample) for vote, sample in zip(votes, samples, strict=True)]
-        # A set: with one sample, pass@1 must not count twice.
+        # A set: with one sample, pass_at_1 must not count twice.
         for k in {1, size}:
-            self._add(f"pass@{k}", torch.tensor([pass_at_k(size, count, k) for count in right], dtype=torch.float64))
-        self._add(f"maj@{size}", torch.tensor(voted))
+            self._add(f"pass_at_{k}", torch.tensor([pass_at_k(size, count, k) for count in right], dtype=torch.float64))
+        self._add(f"maj_at_{size}", torch.tensor(voted))
 
     def _generate(self, actor: Actor, sampler: Sampler, prompts: PromptBatch, size: int) -> Rollouts:
         # One number for all evaluations: a problem's draws stay the same, and two evaluations differ by the policy alone.

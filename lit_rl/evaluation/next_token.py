@@ -49,7 +49,7 @@ class NextTokenEvaluation(Evaluation):
 
     def count(self, rollouts: Rollouts) -> None:
         super().count(rollouts)
-        self._add_to_bands("accuracy", self.correct.score(rollouts), rollouts.prompts.samples)
+        self._add_to_bands("accuracy", self.correct.hits(rollouts), rollouts.prompts.samples)
         pairs = zip(self.correct.answers(rollouts), rows_pieces(rollouts), strict=True)
         # Not `matched_tokens`, which gives nothing to a prediction that goes wrong later.
         lengths = [agreed_tokens(prediction or b"", pieces) for prediction, pieces in pairs]
@@ -70,6 +70,7 @@ class NextTokenEvaluation(Evaluation):
 
     def compute(self) -> dict[str, float]:
         metrics = super().compute()
-        metrics |= with_interval("matched_tokens", self.matched.compute())
+        if self.generates:
+            metrics |= with_interval("matched_tokens", self.matched.compute())
         self.matched.reset()
         return metrics

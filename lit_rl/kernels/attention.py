@@ -12,6 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lit_rl.kernels import packing
 from lit_rl.kernels.shared_prompts import SharedPromptLayer
+from lit_rl.kernels.softcap import capped_attention
 
 NAME = "lit_rl"
 """Name under which transformers knows the attention function."""
@@ -24,6 +25,7 @@ def attend(
     value: Any,
     attention_mask: Tensor | None,
     packed: packing.Packed | None = None,
+    softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer: (n, Hq, q, D) queries -> (n, q, Hq, D).
@@ -35,13 +37,17 @@ def attend(
         value: (n, Hkv, S, D) values, or the cache layer.
         attention_mask: (n, 1, q, S) bool, True where a query attends; None for plain causal attention.
         packed: layout of a packed sequence, whose rows must not see each other.
+        softcap: soft limit of the scores (Gemma 2); None for none.
         options: further arguments of transformers; ``scaling`` is a factor on queries times keys.
     """
+    cap, dropout = softcap or 0.0, options.get("dropout", 0.0)
     if packed is not None:
-        window, dropout = options.get("sliding_window") or 0, options.get("dropout", 0.0)
-        return packing.attend(query, key, value, packed, options["scaling"], window, dropout), None
+        window = options.get("sliding_window") or 0
+        return packing.attend(query, key, value, packed, options["scaling"], window, dropout, cap), None
     if isinstance(key, SharedPromptLayer):
-        return key.attend(query, options["scaling"]), None
+        return key.attend(query, options["scaling"], cap), None
+    if cap:  # sdpa has no cap and would leave it out
+        return capped_attention(query, key, value, attention_mask, options["scaling"], cap, dropout).transpose(1, 2), None
     # Without gradient only: the operation that a compiled step calls has no backward pass.
     if query.shape[2] == 1 and query.device.type == "cpu" and attention_mask is not None and not torch.is_grad_enabled():
         attend_step = _attend_step_op if torch.compiler.is_compiling() else _attend_step

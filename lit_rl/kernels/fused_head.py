@@ -26,12 +26,23 @@ class LinearHead(NamedTuple):
     """Factor on the logits (Cohere, Granite)."""
     cap: float = 0.0
     """Soft limit of the logits (Gemma); 0 for none."""
+    missing: Tensor | None = None
+    """Ids without a token, whose logits are -inf; None for none."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(M, H) hidden states -> (M, V) logits."""
+        return without_missing(self.linear(hidden), self.missing)
+
+    def linear(self, hidden: Tensor) -> Tensor:
+        """(M, H) hidden states -> (M, V) logits, finite at ids without a token too."""
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
         logits = logits if self.scale == 1 else logits * self.scale
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+
+def without_missing(logits: Tensor, missing: Tensor | None) -> Tensor:
+    """(M, V) logits with -inf at the given ids, in place: a head often has more rows than its tokenizer has tokens."""
+    return logits if missing is None else logits.index_fill_(1, missing, -torch.inf)
 
 
 class Chunks(NamedTuple):
@@ -174,10 +185,10 @@ def _logit_gradient(
         entropies: (M).
         lse: (M) log-sum-exp of the logits.
     """
-    raw = head(rows)  # (m, V)
-    # d tanh = 1 - tanh^2. Before `adjust`, which may divide and mask `raw` in place.
+    raw = head.linear(rows)  # (m, V)
+    # d tanh = 1 - tanh^2. First, since `raw` may be divided and masked in place below.
     cap_slope = 1 - (raw / head.cap).square() if head.cap else None
-    logp = chunks.adjust(raw, part).sub_(lse[part, None])
+    logp = chunks.adjust(without_missing(raw, head.missing), part).sub_(lse[part, None])
     grad = logp.exp()
     weight = logprob_grads[part, None].to(grad.dtype)  # (m, 1)
     # Autograd hands in zeros for entropies that no loss uses.

@@ -106,5 +106,6 @@ def _score_by_autograd(
         if len(hidden) <= chunks.size or not torch.is_grad_enabled():
             scores.append(score_chunk(*args))
         else:
-            scores.append(checkpoint(score_chunk, *args, use_reentrant=False, preserve_rng_state=False))
+            # The state of the generators is kept: a head with an adapter may have dropout, the same in both passes.
+            scores.append(checkpoint(score_chunk, *args, use_reentrant=False))
     return TokenScores(*(torch.cat(column) for column in zip(*scores, strict=True)))

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from lit_rl.kernels.softcap import capped_attention
+
 MIN_SAVING = 0.2
 """Share of attention's work that a second layout must save: short and long sequences are laid out apart from here on."""
 
@@ -186,7 +188,14 @@ _pack: Callable[[Tensor, Tensor], Tensor] = _Pack.apply
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float, window: int, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Packed,
+    scaling: float,
+    window: int,
+    dropout: float = 0.0,
+    cap: float = 0.0,
 ) -> Tensor:
     """Attention of a packed sequence.
 
@@ -198,6 +207,7 @@ def attend(
         scaling: factor on queries times keys.
         window: tokens that a token attends to at most, itself included; 0 for no limit.
         dropout: probability of dropping a weight.
+        cap: soft limit of the scores; 0 for none.
 
     Returns:
         (1, M, Hq, D).
@@ -210,12 +220,17 @@ def attend(
         if layout.owner is not None:
             row_key = torch.cat([prompt_key.index_select(0, layout.owner), row_key], dim=2)  # (n, Hkv, L + T, D)
             row_value = torch.cat([prompt_value.index_select(0, layout.owner), row_value], dim=2)
-        out.append(_attend_rows(own_query, row_key, row_value, layout.mask(window), scaling, dropout))
+        out.append(_attend_rows(own_query, row_key, row_value, layout.mask(window), scaling, dropout, cap))
     return _pack(torch.cat(out), packed.slots)[None]
 
 
-def _attend_rows(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, dropout: float) -> Tensor:
+def _attend_rows(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, dropout: float, cap: float
+) -> Tensor:
     """(n, q, Hq, D) queries on (n, Hkv, k, D) keys and values -> (n * q, Hq, D)."""
+    if cap:
+        capped = capped_attention(query.transpose(1, 2), keys, values, mask, scaling, cap, dropout)
+        return capped.transpose(1, 2).flatten(0, 1)
     repeats = query.shape[2] // keys.shape[1]
     if repeats > 1:
         keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)

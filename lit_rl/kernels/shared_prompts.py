@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lit_rl.kernels.kv_cache import PreallocatedLayer, align_right
+from lit_rl.kernels.softcap import soft_cap
 
 MIN_SHARED_TOKENS = 48
 """Tokens of the shortest prompt that is worth sharing: below it, merging costs more time than reading saves."""
@@ -120,18 +121,18 @@ class SharedPromptLayer(PreallocatedLayer):
         self.columns = max(self.columns, other.columns)
         super().join(other)
 
-    def attend(self, query: Tensor, scaling: float) -> Tensor:
-        """Attention of a decoding step: (n, Hq, 1, D) queries -> (n, 1, Hq, D)."""
+    def attend(self, query: Tensor, scaling: float, cap: float = 0.0) -> Tensor:
+        """Attention of a decoding step: (n, Hq, 1, D) queries -> (n, 1, Hq, D); ``cap`` limits scores softly, 0 does not."""
         rows, heads, _, size = query.shape
         kv_heads = self.keys.shape[1]
         query = query.view(rows, kv_heads, heads // kv_heads, size)  # (n, Hkv, q, D), query heads that share their keys
-        prompt_out, prompt_lse = self._attend_prompts(query, scaling)
-        own_out, own_lse = _attention(query, self.keys, self.values, self.groups.row_bias(self.length), scaling)
+        prompt_out, prompt_lse = self._attend_prompts(query, scaling, cap)
+        own_out, own_lse = _attention(query, self.keys, self.values, self.groups.row_bias(self.length), scaling, cap)
         # The prompt's share of the joint softmax: e^a / (e^a + e^b) = sigmoid(a - b).
         share = (prompt_lse - own_lse).sigmoid().to(own_out.dtype)  # (n, Hkv, q, 1)
         return torch.lerp(own_out, prompt_out, share).view(rows, 1, heads, -1)
 
-    def _attend_prompts(self, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    def _attend_prompts(self, query: Tensor, scaling: float, cap: float) -> tuple[Tensor, Tensor]:
         """Attention (n, Hkv, q, D) to the prompts alone and its log-sum-exp (n, Hkv, q, 1)."""
         groups = self.groups
         if not groups.full:
@@ -139,20 +140,22 @@ class SharedPromptLayer(PreallocatedLayer):
             query = query.new_zeros(slots, *query.shape[1:]).index_copy(0, groups.slots, query)  # (P * G, Hkv, q, D)
         query = query.view(-1, groups.group_size, *query.shape[1:]).transpose(1, 2)
         shape = query.shape  # (P, Hkv, G, q, D)
-        parts = _attention(query.flatten(2, 3), self.prompt_keys, self.prompt_values, groups.prompt_bias, scaling)
+        parts = _attention(query.flatten(2, 3), self.prompt_keys, self.prompt_values, groups.prompt_bias, scaling, cap)
         out, lse = (part.view(*shape[:4], -1).transpose(1, 2).flatten(0, 1) for part in parts)  # (P * G, Hkv, q, ...)
         return (out, lse) if groups.full else (out[groups.slots], lse[groups.slots])
 
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+def _attention(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float, cap: float
+) -> tuple[Tensor, Tensor]:
     """Attention (b, h, q, D) of (b, h, q, D) queries and the log-sum-exp of each query's scores, (b, h, q, 1) in float32."""
     bias = None if bias is None else bias.to(query.dtype)
-    if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
+    if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1] and not cap:
         # The public function does not return the log-sum-exp.
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = flash(query, keys, values, 0.0, False, attn_mask=bias, scale=scaling)
         return out, lse[..., None]
-    scores = (query @ keys.transpose(-1, -2)).float() * scaling  # (b, h, q, k)
+    scores = soft_cap((query @ keys.transpose(-1, -2)).float() * scaling, cap)  # (b, h, q, k)
     scores = scores if bias is None else scores + bias
     lse = scores.logsumexp(-1, keepdim=True)
     return (scores - lse).exp().to(values.dtype) @ values, lse

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from lit_rl.models.policy import Policy
 
@@ -33,8 +35,17 @@ def compile_policy(policy: Policy, decoding: bool = True) -> None:
     for layer in decoder_layers(policy):
         layer.forward = torch.compile(layer.forward, dynamic=True)
     policy.compiled = True
-    if decoding:
+    if not decoding:
+        return
+    if _decodes_on_plain_layers(policy):
         policy.compiled_step = torch.compile(policy.eager_step, dynamic=True)
+    else:
+        rank_zero_info("policy.compile: sampling stays uncompiled, since some layers have a window or a state of fixed size.")
+
+
+def _decodes_on_plain_layers(policy: Policy) -> bool:
+    """Whether the cache of every layer holds all keys: the decoding step is compiled for these layers alone."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=policy.causal_lm.config).layers)
 
 
 def decoder_layers(policy: Policy) -> Iterator[nn.Module]:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import difflib
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 
-from lit_rl.models.spec import LoRASpec, PolicySpec
+from lit_rl.models.adapters import add_adapter, is_adapter, merged_adapter
+from lit_rl.models.spec import PolicySpec
 from lit_rl.options import first_line
 from lit_rl.tasks.tokenizers import arithmetic_tokenizer, byte_tokenizer, reasoning_tokenizer, rpn_tokenizer
+from lit_rl.text.chat import AssistantTurn
 
 SIZES: dict[str, dict[str, int]] = {
     name: {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "num_hidden_layers": layers}
@@ -56,9 +62,9 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     key = "tokenizer" if spec.tokenizer else "pretrained"
     _refuse_missing_folder(source, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.policy.{key}: no tokenizer at {source!r}: {first_line(error)}") from error
+        tokenizer = _open_tokenizer(source, None if spec.tokenizer else spec.gguf_file)
+    except Exception as error:  # any error of a foreign file
+        raise ValueError(f"model.policy.{key}: no tokenizer at {source!r}: {_described(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.policy.{key}: the tokenizer at {source!r} has no end token; completions could never end.")
     if tokenizer.pad_token_id is None:
@@ -75,47 +81,114 @@ def load_model(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> nn.Modul
     """
     dtype = getattr(torch, spec.dtype)
     model = _pretrained(spec, dtype) if spec.pretrained else _from_scratch(spec, tokenizer, dtype)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    ids, rows = _id_count(tokenizer), model.get_input_embeddings().num_embeddings
+    if ids > rows:
         raise ValueError(
-            f"model.policy.tokenizer: {len(tokenizer)} tokens, but the model embeds only "
-            f"{model.get_input_embeddings().num_embeddings}; use the tokenizer that the model was trained with."
+            f"model.policy.tokenizer: {ids} tokens, but the model embeds only {rows}; "
+            "use the tokenizer that the model was trained with."
         )
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # the row would never learn, and it is often the end token's
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return _with_adapter(model, spec.lora) if spec.lora else model
+    return add_adapter(model, spec.lora) if spec.lora else model
+
+
+def missing_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor | None:
+    """Ids below ``vocabulary`` that have no token, in ascending order; None for none."""
+    known = set(tokenizer.get_vocab().values())
+    missing = [token for token in range(vocabulary) if token not in known]
+    return torch.tensor(missing) if missing else None
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that end a completion, in ascending order: the tokenizer's, and those that the model names."""
+    """Token ids that end a completion, in ascending order: the tokenizer's, the chat template's and those of the model."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     # A chat model often ends its turn by a token that is not the tokenizer's end token.
     ids = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return sorted({*ids, tokenizer.eos_token_id})
+    turn = AssistantTurn.of(tokenizer)
+    return sorted({*ids, tokenizer.eos_token_id, *([turn.end] if turn else [])})
 
 
 def position_limit(config: PretrainedConfig) -> int | None:
-    """Tokens that fit into a model's positions; None for no limit."""
+    """Tokens that fit into a model's positions, or below the boundary of its rope; None for no limit."""
     # Bloom's positions are ALiBi's, without a limit; its config may name one all the same.
-    return None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+    limit = None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+    return min(filter(None, [limit, rope_boundary(config)]), default=None)
 
 
-def is_adapter(source: str) -> bool:
-    """Whether the folder holds a peft adapter instead of a whole model."""
-    return (Path(source) / "adapter_config.json").is_file()
+def rope_boundary(config: PretrainedConfig) -> int | None:
+    """Tokens up to which a long rope (Phi-3) keeps its first table; None without such a rope.
+
+    The longest row of a batch chooses the table for all its rows, and a completion that crosses the boundary finds keys of the
+    other table in the cache: past the boundary results depend on the batch.
+    """
+    long = [table for table in rope_tables(config) if table.get("rope_type") == "longrope"]
+    return min((table["original_max_position_embeddings"] for table in long), default=None)
+
+
+def rope_tables(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """Options of each rope of a config: one for all layers, or one for each kind of layer."""
+    given = getattr(config, "rope_parameters", None) or {}
+    return [given] if "rope_type" in given else [table for table in given.values() if isinstance(table, dict)]
+
+
+def long_rope_note(config: PretrainedConfig) -> str:
+    """Remark beside a limit that is the boundary of a long rope; empty otherwise."""
+    boundary = rope_boundary(config)
+    return "" if boundary is None else f" (past {boundary} its long rope takes another table for all rows of a batch)"
+
+
+def _open_tokenizer(source: str, gguf_file: str | None) -> PreTrainedTokenizerBase:
+    if gguf_file is not None:
+        return AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, padding_side="left")
+    saved = get_tokenizer_config(source)
+    # For some model types AutoTokenizer takes another class than the file's, since files on the hub were wrong. The generic
+    # class holds for its own files, and transformers 5, which alone writes `backend`, names the class that was saved.
+    generic = saved.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    named = tokenizer_class_from_name(saved["tokenizer_class"]) if saved.get("backend") == "tokenizers" else None
+    kind = PreTrainedTokenizerFast if generic else named or AutoTokenizer
+    return kind.from_pretrained(source, padding_side="left")
 
 
 def _from_scratch(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
-    # Later entries win: a config's options over a named size, and both over the tokenizer's length.
-    options: dict[str, Any] = {"vocab_size": len(tokenizer)} | SIZES.get(spec.size or "", {}) | (spec.config or {})
-    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    model_type = options.pop("model_type")
+    given = spec.config or {}
+    model_type = given["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        close = ", ".join(difflib.get_close_matches(model_type, list(CONFIG_MAPPING))) or "one of transformers, as llama"
+        raise ValueError(f"model.policy.config: `model_type` {model_type!r} is unknown; write {close}.")
+    # Later entries win: a config's options over a named size, and both over what the tokenizer says.
+    options: dict[str, Any] = _token_options(tokenizer) | SIZES.get(spec.size or "", {}) | given
+    options.pop("model_type")
     try:
-        config = AutoConfig.for_model(model_type, **ends, **options)
+        config = AutoConfig.for_model(model_type, **options)
+        if spec.size and "num_key_value_heads" not in given:
+            config = AutoConfig.for_model(model_type, **options, **_dividing_heads(config))
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=spec.attention)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"model.policy.config: cannot build a {model_type!r}: {first_line(error)}") from error
+    except Exception as error:  # any error of the model's own code
+        raise ValueError(f"model.policy.config: cannot build a {model_type!r}: {_described(error)}") from error
+
+
+def _token_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """Options of a new model's config that its tokenizer decides."""
+    named = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    # transformers keeps the embedding of the padding at 0: so an id that only pads, or none.
+    if named["pad_token_id"] in (named["bos_token_id"], named["eos_token_id"], named.pop("unk_token_id")):
+        named["pad_token_id"] = None
+    return {"vocab_size": _id_count(tokenizer)} | named
+
+
+def _id_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Ids up to the last one with a token; a vocabulary may leave ids out, so that `len` is smaller."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _dividing_heads(config: PretrainedConfig) -> dict[str, int]:
+    """Heads of keys and values that divide the heads of a named size; nothing if the model type's own do."""
+    heads, shared = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    return {"num_key_value_heads": math.gcd(heads, shared)} if heads and shared and heads % shared else {}
 
 
 def _pretrained(spec: PolicySpec, dtype: torch.dtype) -> PreTrainedModel:
@@ -123,28 +196,35 @@ def _pretrained(spec: PolicySpec, dtype: torch.dtype) -> PreTrainedModel:
     _refuse_missing_folder(source, "pretrained")
     options = {"dtype": dtype, "attn_implementation": spec.attention}
     try:
-        if not is_adapter(source):
-            return AutoModelForCausalLM.from_pretrained(source, **options)
-        from peft import PeftModel
+        if spec.gguf_file is not None:
+            return _unpacked(source, spec.gguf_file, **options)
+        if is_adapter(source):
+            return merged_adapter(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except Exception as error:  # any error of a foreign file
+        raise ValueError(f"model.policy.pretrained: cannot open {source!r}: {_described(error)}") from error
+    if model._hf_peft_config_loaded:  # transformers opens an adapter of the hub beside its base, both frozen
+        raise ValueError(f"model.policy.pretrained: {source!r} is an adapter on the hub; download it and write its folder.")
+    return model
 
-        adapter = json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
-        base = AutoModelForCausalLM.from_pretrained(adapter["base_model_name_or_path"], **options)
-        return PeftModel.from_pretrained(base, source).merge_and_unload()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.policy.pretrained: cannot open {source!r}: {first_line(error)}") from error
+
+def _unpacked(source: str, gguf_file: str, **options: Any) -> PreTrainedModel:
+    """Model of a GGUF file as a plain one: transformers refuses to save the model that it makes of the file."""
+    opened = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, **options)
+    config = opened.config
+    del config.quantization_config  # of the file, not of these weights
+    model = AutoModelForCausalLM.from_config(config, **options)
+    model.load_state_dict(opened.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = opened.generation_config
+    return model
 
 
-def _with_adapter(model: PreTrainedModel, lora: LoRASpec) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
+def _described(error: BaseException) -> str:
+    if isinstance(error, OSError | ValueError):  # these explain themselves, others are not a sentence without their type
+        return first_line(error)
+    # A config's error wraps the one that says what is wrong.
+    return _described(error.__cause__) if error.__cause__ else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _refuse_missing_folder(source: str, key: str) -> None:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_rl.kernels.fused_head import LinearHead
+from lit_rl.kernels.fused_head import LinearHead, without_missing
 from lit_rl.kernels.kv_cache import PreallocatedLayer, repeat_cache, select_cache
 from lit_rl.kernels.logprobs import score_tokens
 from lit_rl.kernels.packing import Packed, packed_options
 from lit_rl.models.capabilities import Capabilities
-from lit_rl.models.loading import end_tokens, load_model, position_limit
+from lit_rl.models.loading import end_tokens, load_model, missing_tokens, position_limit
 from lit_rl.models.spec import PolicySpec
 from lit_rl.models.value_head import ValueHead, load_value_head
 from lit_rl.rollouts import Rollouts
@@ -39,6 +39,9 @@ class Policy(nn.Module):
         tokenizer: the model's tokenizer.
     """
 
+    missing: Tensor | None
+    """Ids without a token; None for none."""
+
     def __init__(self, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.model: Any = load_model(spec, tokenizer)
@@ -47,8 +50,10 @@ class Policy(nn.Module):
         causal_lm = self.causal_lm
         self.end_tokens = end_tokens(causal_lm, tokenizer)
         self.value_head: ValueHead | None = None
-        # Rows of the head, often more than the tokenizer has tokens: such ids can be sampled too.
+        # Rows of the head, often more than the tokenizer has tokens.
         self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]
+        # Ids without a token have probability 0 wherever the policy is asked; the exported model keeps its own logits.
+        self.register_buffer("missing", missing_tokens(tokenizer, self.vocabulary), persistent=False)
         self.capabilities = Capabilities.declared(spec, causal_lm)  # `lit_rl.sampling.check` finds the others
         # Set by `compile_policy`: whether layers are compiled, and the compiled `eager_step`, if it is compiled too.
         self.compiled = False
@@ -172,16 +177,18 @@ class Policy(nn.Module):
 
     def score_sequences(self, batch: TokenBatch) -> TokenScores:
         """Scores (N, S) of the targets of whole sequences; 0 elsewhere."""
-        mask, target = batch.mask, batch.target
-        predicts = target.roll(-1, dims=1)  # (N, S), tokens before a target; column 0 is never a target
+        scores = score_tokens(self.sequence_states(batch), batch.ids[batch.target], self.head(), self.vocabulary)
+        return TokenScores(*(_scatter(value, batch.target) for value in scores))
+
+    def sequence_states(self, batch: TokenBatch) -> Tensor:
+        """(M, H) hidden states that predict the M targets of whole sequences, row by row."""
+        mask = batch.mask
+        predicts = batch.target.roll(-1, dims=1)  # (N, S), tokens before a target; column 0 is never a target
         if self.capabilities.packs:
             nothing = batch.lengths[:0]
             packed = Packed(batch.ids, mask, batch.ids[:0], nothing, nothing)
-            hidden = self._packed_trunk(packed)[packed.prompt_places[predicts[:, : packed.prompt_places.shape[1]]]]
-        else:
-            hidden = self._trunk(batch.ids, mask, _positions(mask))[predicts]
-        scores = score_tokens(hidden, batch.ids[target], self.head(), self.vocabulary)
-        return TokenScores(*(_scatter(value, target) for value in scores))
+            return self._packed_trunk(packed)[packed.prompt_places[predicts[:, : packed.prompt_places.shape[1]]]]
+        return self._trunk(batch.ids, mask, _positions(mask))[predicts]
 
     def hidden_states(self, rollouts: Rollouts) -> Tensor:
         """(M, H) hidden states that predict the M sampled tokens, row by row."""
@@ -251,17 +258,18 @@ class Policy(nn.Module):
         return out.last_hidden_state
 
     def head(self) -> LinearHead | Callable[[Tensor], Tensor]:
-        """The model's own head: hidden states to logits, scaled and capped by its config (Cohere, Granite, Gemma)."""
+        """Hidden states to logits: the model's own, scaled and capped by its config (Cohere, Granite, Gemma), -inf at ids
+        without a token."""
         config, output = self.causal_lm.config, self.causal_lm.get_output_embeddings()
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None) or 0.0
         # Not `isinstance`: a quantized head is a subclass, and its weight is packed.
         if type(output) is nn.Linear:
-            return LinearHead(output.weight, output.bias, scale, cap)
+            return LinearHead(output.weight, output.bias, scale, cap, self.missing)
 
         def logits(hidden: Tensor) -> Tensor:
             raw = output(hidden) * scale
-            return torch.tanh(raw / cap) * cap if cap else raw
+            return without_missing(torch.tanh(raw / cap) * cap if cap else raw, self.missing)
 
         return logits
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rl.models.policy import Policy
+from lit_rl.models.sources import fingerprint
 from lit_rl.rollouts import Rollouts
 
 
@@ -26,6 +27,25 @@ class Reference:
         # `deepcopy`.
         self.copy = None if policy.spec.lora else copy.deepcopy(policy).requires_grad_(False)
         self._policy = policy if self.copy is None else self.copy
+        # Checkpoints hold a base under an adapter, but not the copy: a run that goes on must find the same weights again.
+        self.fingerprint = None if self.copy is None else fingerprint(self.copy)
+
+    def check_unchanged(self, saved: str | None) -> None:
+        """Refuse to go on with another reference than the run began with.
+
+        Args:
+            saved: fingerprint in the checkpoint; None if it holds none.
+
+        Raises:
+            ValueError: if the weights are others.
+        """
+        if saved is not None and self.fingerprint is not None and saved != self.fingerprint:
+            source = self._policy.spec.pretrained
+            where = "a model from scratch by another seed" if source is None else f"model.policy.pretrained {source!r}, which changed"
+            raise ValueError(
+                f"the reference of the KL penalty is not the model that this run began with ({where}); "
+                "put the earlier weights back, or start a new run."
+            )
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts) -> Tensor:

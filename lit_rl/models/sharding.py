@@ -41,7 +41,8 @@ def unsharded_weights(policies: list[Policy]) -> Iterator[None]:
     finally:
         for module in sharded:
             module.reshard()  # type: ignore[operator]
-            module.set_reshard_after_forward(True, recurse=False)  # type: ignore[operator]
+            # As FSDP2 begins: the root keeps its weights after the forward pass, since the backward pass starts with them.
+            module.set_reshard_after_forward(module not in policies, recurse=False)  # type: ignore[operator]
 
 
 def _is_sharded(module: nn.Module) -> bool:

@@ -18,6 +18,9 @@ class LoRASpec:
     """Probability of dropout before the adapter; must be 0 for reinforcement learning."""
     target_modules: str | list[str] = "all-linear"
     """Names of the layers that get an adapter; ``all-linear``: every linear layer but the head."""
+    target_parameters: list[str] | None = None
+    """Names of weights outside linear layers that get an adapter, e.g. [experts.gate_up_proj, experts.down_proj]: experts of
+    a mixture are often one weight of three dimensions, which ``all-linear`` leaves out."""
 
 
 @dataclass
@@ -27,6 +30,8 @@ class PolicySpec:
     pretrained: str | None = None
     """Hugging Face name or folder of a model, or of a peft adapter, which is merged into its base. It overrides ``config``,
     so that ``--model.policy.pretrained`` continues a model that a config began from scratch."""
+    gguf_file: str | None = None
+    """GGUF file in ``pretrained``, whose weights are unpacked to ``dtype``; some architectures need the package ``gguf``."""
     config: dict[str, Any] | None = None
     """Model from scratch: ``model_type`` and any options of its config, e.g. {model_type: llama, hidden_size: 128}."""
     size: Literal["tiny", "small", "medium", "large"] | None = None
@@ -35,7 +40,8 @@ class PolicySpec:
     """Hugging Face name or folder of a tokenizer, or ``arithmetic``, ``reasoning``, ``bytes``, ``rpn13``, ``rpn113`` (RPN by
     its modulus); default: the tokenizer beside ``pretrained``."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Precision of the weights. Keep float32, and choose the precision of computations by ``trainer.precision``."""
+    """Precision of the weights. Keep float32, and choose the precision of computations by ``trainer.precision``: weights that
+    learn must have it. Under ``lora`` the base may be bfloat16, since the adapters stay float32."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
     """Attention implementation of transformers; default: the best that the model type has."""
     gradient_checkpointing: bool = False
@@ -53,7 +59,9 @@ class PolicySpec:
     def __post_init__(self) -> None:
         if self.pretrained is None and self.config is None:
             raise ValueError("model.policy: give `pretrained` (a name or folder) or `config` (a model from scratch).")
-        if self.pretrained is None and "model_type" not in (self.config or {}):
+        if self.pretrained is None and not isinstance((self.config or {}).get("model_type"), str):
             raise ValueError("model.policy.config: `model_type` is missing; write for example {model_type: llama}.")
+        if self.gguf_file and self.pretrained is None:
+            raise ValueError("model.policy.gguf_file is a file in `pretrained`, which is missing; write a name or folder.")
         if self.pretrained is None and self.tokenizer is None:
             raise ValueError("model.policy.tokenizer is missing: a model from scratch needs one, for example `arithmetic`.")

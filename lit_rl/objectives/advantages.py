@@ -111,7 +111,7 @@ def relative_advantages(
         return whiten(returns, rollouts.loss_mask, total, scale=scale == "batch")
     rewards = rollouts.rewards - penalties.sum(1)  # (N)
     # Over all ranks, so that advantages do not depend on how groups are spread.
-    std = gather(rewards).std() if scale == "batch" else None
+    std = gather(rewards[rollouts.scored]).std() if scale == "batch" else None
     compare = partial(group_advantages, baseline=baseline, scale=scale, batch_std=std)
     return rollouts.within_groups(rewards, compare)[:, None].expand(sampled.shape)  # (N, T)
 

@@ -4,6 +4,7 @@ from lit_rl.rewards.answers import ArithmeticAnswer, ArithmeticFormat
 from lit_rl.rewards.base import AnswerReward, Reward, WeightedSum
 from lit_rl.rewards.dense import DensePrefixMatch
 from lit_rl.rewards.final_answer import FinalNumber, MathAnswer
+from lit_rl.rewards.guarded import Guarded
 from lit_rl.rewards.information_gain import InformationGain
 from lit_rl.rewards.prefix_match import AnswerFormat, PrefixMatch
 from lit_rl.rewards.rpn import RPNAnswer, RPNFormat, RPNProgress, RPNReward
@@ -15,6 +16,7 @@ __all__ = [
     "ArithmeticFormat",
     "DensePrefixMatch",
     "FinalNumber",
+    "Guarded",
     "InformationGain",
     "MathAnswer",
     "PrefixMatch",

@@ -19,6 +19,7 @@ from lit_rl.models.ema import WeightAverage
 from lit_rl.rewards.base import Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.actor import Actor
+from lit_rl.text.encoding import encode_inside
 from lit_rl.text.token_bytes import token_bytes
 from lit_rl.types import PromptBatch, Sample, TokenBatch
 
@@ -82,7 +83,7 @@ class InformationGain(Reward):
 
     def _tokens(self, actor: Actor, option: str, text: str) -> list[int]:
         try:
-            return list(actor.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+            return encode_inside(text, actor.renderer.tokenizer) if text else []
         except Exception as error:  # tokenizers raises its own types, which it does not export
             raise ValueError(f"reward.{option} is {text!r}, which the policy's tokenizer cannot write.") from error
 

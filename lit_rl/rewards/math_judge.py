@@ -1,4 +1,4 @@
-"""Equality of two mathematical answers, judged by math-verify in a process of its own.
+"""Equality of two mathematical answers (`lit_rl.rewards.math_equality`), judged in a process of its own.
 
 An answer of a policy can keep a computer algebra system busy for ever (``9^{9^{9^{9}}}``), or fill the memory. math-verify's
 own time limit raises an exception from a signal, which needs the main thread and does not interrupt a long multiplication. Here
@@ -14,12 +14,13 @@ import subprocess
 import sys
 import threading
 from functools import lru_cache
+from pathlib import Path
 from typing import TextIO, cast
 
 LIMIT_SECONDS = 5.0
 """Time limit of a question."""
-LIMIT_BYTES = 4 * 2**30
-"""Memory limit of the judge."""
+PROGRAM = Path(__file__).with_name("math_equality.py")
+"""Program of the process."""
 MAX_CHARACTERS = 1000
 """Longer answers are equal to nothing but themselves: parsing takes long, and the text may come from a model."""
 
@@ -45,7 +46,7 @@ class MathJudge:
         self._lock = threading.Lock()
 
     def equal(self, reference: str, answer: str) -> bool:
-        """Whether math-verify takes the two for equal."""
+        """Whether the two are equal."""
         with self._lock:
             process = self._process
             if process is None or process.poll() is not None:
@@ -59,7 +60,7 @@ class MathJudge:
     def _start(self) -> subprocess.Popen[str]:
         # -P: the files beside this one must not shadow modules. A session of its own: Ctrl-C is for the run.
         process = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(self.seconds)],
+            [sys.executable, "-P", str(PROGRAM), str(self.seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -89,34 +90,3 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 _JUDGE = MathJudge()
-
-
-def _serve(seconds: float) -> None:
-    """Answer the questions on stdin until it is closed."""
-    import resource
-    import signal
-
-    import math_verify
-
-    # Beyond the limit an allocation raises MemoryError, which counts as different below.
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm ends the process, whatever it is doing
-    verdicts, sys.stdout = sys.stdout, sys.stderr  # nothing else must be taken for a verdict
-    # LaTeX alone: math-verify gives other expressions to sympy's parser, which evaluates them as Python.
-    latex = [math_verify.LatexExtractionConfig()]
-    math_verify.parse(r"\boxed{1}", latex, parsing_timeout=None)  # the first takes long
-    for question in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            reference, answer = (
-                math_verify.parse(rf"\boxed{{{text}}}", latex, parsing_timeout=None) for text in json.loads(question)
-            )
-            equal = math_verify.verify(reference, answer, timeout_seconds=None)
-        except Exception:  # math-verify and sympy raise many kinds on the text of a policy
-            equal = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print("equal" if equal else "different", file=verdicts, flush=True)
-
-
-if __name__ == "__main__":
-    _serve(float(sys.argv[1]))

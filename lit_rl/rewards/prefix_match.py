@@ -124,6 +124,7 @@ class PrefixMatch(AnswerReward[bytes]):
     """
 
     name = "prefix_match"
+    reads_thoughts = True  # `answer.after` says where thoughts end
 
     def __init__(self, answer: AnswerFormat = AnswerFormat(), credit: Credit = "exact", no_answer: float = 0.0) -> None:
         check_choice("reward.credit", credit, Credit)
@@ -144,6 +145,9 @@ class PrefixMatch(AnswerReward[bytes]):
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         return parts[self.name] + self.no_answer * (1 - parts["answered"])
 
+    def hits(self, rollouts: Rollouts) -> Tensor:
+        return super().score(rollouts)  # by `is_right`: whatever the credit, an accuracy is a share of exact predictions
+
     def score(self, rollouts: Rollouts) -> Tensor:
         # Not from `is_right`, as in the base class: partial credit and the penalty count too.
         return self.total(self.parts(rollouts))
@@ -155,6 +159,10 @@ class PrefixMatch(AnswerReward[bytes]):
 
     def is_right(self, answer: bytes | None, sample: Sample) -> bool:
         return answer is not None and matched_tokens(answer, read_pieces(sample.reference)) > 0
+
+    def example(self, sample: Sample) -> str:
+        first = b"".join(read_pieces(sample.reference)[:1]).decode("utf-8", "surrogateescape")
+        return f"{self.answer.after}{self.answer.opening}{first}{self.answer.closing}"
 
     def _credit(self, prediction: bytes | None, pieces: list[bytes]) -> float:
         if not prediction:

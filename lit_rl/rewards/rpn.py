@@ -95,6 +95,7 @@ class RPNProgress(Reward):
     """
 
     name = "partial_credit"
+    alone = True
 
     def __init__(self, modulus: int = 13) -> None:
         self.modulus = modulus

@@ -1,172 +1,161 @@
-"""Check of a model at the start: refuses a model type that cannot be a policy, and finds the shortcuts that it allows."""
+"""Check of a model at the start: its results are transformers' own, or it is refused; exact shortcuts are found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_rl.kernels.attention import NAME, use_attention
 from lit_rl.models.capabilities import Capabilities
+from lit_rl.models.miniature import miniature
 from lit_rl.models.policy import Policy
 from lit_rl.options import first_line
-from lit_rl.rollouts import Rollouts
-from lit_rl.sampling.decoding import DecodingBatch
-from lit_rl.types import PromptBatch, Sample
+from lit_rl.sampling.comparison import Comparison, Rows
 
-DIFFERENCE = {"full": (1e-3, 1e-5), "half": (0.1, 0.05)}
-"""Largest difference from the model's own results, as a share of their size, by precision: of logits, and of shortcuts."""
+EXACT = 1e-3
+"""Largest difference of log-probabilities, in nats, up to which results in full precision are the same."""
+HALF = 0.2
+"""The same for bfloat16 and float16, whose rounding differs by that much on average."""
+
+LONG_ROWS = Rows([18, 5], [6, 3, 4, 6])
+"""Rows of the miniature: longer than its windows, and with a short prompt beside a long one."""
+SHORT_ROWS = Rows([5, 2], [3, 3])
+"""Rows of the policy itself."""
 
 
-@torch.no_grad()
 def check_policy(policy: Policy) -> None:
-    """Compare the policy's logits with the model's own, for two prompts of unequal length and after one more token.
+    """Compare the policy's ways of reading rows with transformers' eager attention on single rows, and set its capabilities.
 
-    Shortcuts are tried too, and `Policy.capabilities` set to those that give the same results: prompts held once per group
-    while decoding, and packed rows while learning.
+    The sampler's way has left padding and a cache, the learner's is packed, with shared prompts, or whole rows. They are
+    compared on a miniature of the policy, whose rows are longer than its windows, and then on the policy itself.
 
     Raises:
-        ValueError: if left padding, the cache or the head of this model type work otherwise than expected. Sampler and
-            learner would agree with each other, but train another model than the exported one.
+        ValueError: if no attention implementation that the config allows gives the model's own results. Sampler and learner
+            would agree with each other, but train another model than the exported one.
     """
-    if policy.spec.attention == "flash_attention_2":  # runs on a GPU only, and the model is not there yet
-        return
-    model = policy.causal_lm
-    training, own, model_type = policy.training, model.config._attn_implementation, model.config.model_type
+    training, own = policy.training, policy.causal_lm.config._attn_implementation
     policy.eval()
-    most, _ = _allowed(policy)
     try:
-        difference = _difference(_policy_logits(policy), _model_logits(policy))
+        comparisons = _comparisons(policy)
     except Exception as error:  # any error of the model's own code
-        raise ValueError(
-            f"model_type {model_type!r} cannot be a policy as configured: {type(error).__name__}: {first_line(error)}"
-        ) from error
-    if not difference < most:  # NaN is refused too
-        raise ValueError(
-            f"model_type {model_type!r} cannot be a policy as configured: its logits with left padding and a cache, through "
-            f"decoder and head, differ from the model's own by {difference:.2g} of their size."
-        )
-    # The attention function of `lit_rl.kernels` stands in for sdpa; any other function stays in use.
-    if own == "sdpa":
-        policy.capabilities = _find_capabilities(policy)
+        raise ValueError(_refusal(policy, f"{type(error).__name__}: {first_line(error)}")) from error
+    for attention in _candidates(policy.spec.attention, own):
+        for comparison in comparisons:
+            use_attention(comparison.policy.causal_lm, attention)
+        if (found := _capabilities(comparisons, policy.capabilities, attention)) is not None:
+            break
+    else:
+        raise ValueError(_refusal(policy, _complaint(policy, comparisons, own)))
+    if attention == "eager" != own:
+        rank_zero_info(f"model_type {policy.causal_lm.config.model_type!r}: {own} differs from eager attention, which is used.")
+    policy.capabilities = found
     policy.train(training)
 
 
-def _find_capabilities(policy: Policy) -> Capabilities:
-    """Capabilities through `lit_rl.kernels.attention`, which stays in use if plain decoding through it is the model's own."""
-    model, found = policy.causal_lm, policy.capabilities
-    own = model.config._attn_implementation
-    # Results to compare with, while the model still attends in its own way.
-    steps, states = _steps(policy, shared=False), _states(policy)
-    use_attention(model, NAME)
-    with _trying(policy, shares_keys=True):  # `Policy.decode_step` makes its masks by it
-        plain, shared = partial(_steps, policy, shared=False), partial(_steps, policy, shared=True)
-        if not _agrees(policy, plain, steps):
-            use_attention(model, own)
-            return found
-        shares_keys = _agrees(policy, shared, steps)
-    with _trying(policy, packs=True):
-        packs = _agrees(policy, partial(_states, policy), states) and _rows_are_apart(policy)
-    return replace(found, shares_keys=shares_keys, packs=packs)
+def _candidates(asked: str | None, own: str) -> list[str]:
+    """Attention implementations to try, the fastest first; the attention of `lit_rl.kernels` stands in for sdpa."""
+    if own != "sdpa":
+        return [own]
+    return [NAME, own] if asked else [NAME, own, "eager"]
 
 
-@contextmanager
-def _trying(policy: Policy, **shortcuts: bool) -> Iterator[None]:
-    """Run the policy as if it had the given capabilities."""
-    before = policy.capabilities
-    policy.capabilities = replace(before, **shortcuts)
+def _comparisons(policy: Policy) -> list[Comparison]:
+    """Comparisons to pass, the quickest first; attention on GPUs alone has the miniature's."""
+    own = policy.causal_lm.config._attn_implementation
+    flash = "flash" in own
+    if flash and not torch.cuda.is_available():
+        rank_zero_info(f"model.policy.attention: {own} runs on a GPU only, and there is none: the model was not checked.")
+        return []
+    dtype = torch.bfloat16 if flash else torch.float32
+    reference, small = (miniature(policy, attention, dtype) for attention in ("eager", own))
+    found = []
+    if reference is not None and small is not None:
+        device = "cuda" if flash else next(policy.parameters()).device
+        small.model.load_state_dict(reference.model.state_dict())
+        with suppress(Exception):  # the model's own code may refuse what is short; the policy itself is compared all the same
+            found.append(Comparison(small.to(device), LONG_ROWS, reference.to(device), gradient=not flash))
+    return found if flash else [*found, Comparison(policy, SHORT_ROWS)]
+
+
+def _capabilities(comparisons: list[Comparison], declared: Capabilities, attention: str) -> Capabilities | None:
+    """The quickest ways of sampler and learner that give the model's own results; None if there are none."""
+    # Only a miniature's weights are sure to show that rows or windows are mixed up.
+    tried = attention == NAME and any(comparison.gradient for comparison in comparisons)
+    plain = replace(declared, shares_keys=False, packs=False)
+    keys = [plain, replace(plain, shares_keys=True)][:: -1 if tried else 1]
+    sampler = next((each for each in (keys if tried else keys[:1]) if _agree(comparisons, each, _sampler_difference)), None)
+    ways = [replace(plain, packs=True)] if tried else []
+    ways += [plain, replace(plain, shares_prompts=False)] if plain.shares_prompts else [plain]
+    learner = next((each for each in ways if _agree(comparisons, each, _learner_difference)), None)
+    return sampler and learner and replace(learner, shares_keys=sampler.shares_keys)
+
+
+def _agree(
+    comparisons: list[Comparison], capabilities: Capabilities, difference: Callable[[Comparison, Capabilities], float]
+) -> bool:
+    return all(_passes(comparison, capabilities, difference) for comparison in comparisons)
+
+
+def _passes(
+    comparison: Comparison, capabilities: Capabilities, difference: Callable[[Comparison, Capabilities], float]
+) -> bool:
     try:
-        yield
-    finally:
-        policy.capabilities = before
-
-
-def _allowed(policy: Policy) -> tuple[float, float]:
-    return DIFFERENCE["full" if _is_precise(policy) else "half"]
-
-
-def _is_precise(policy: Policy) -> bool:
-    return policy.spec.dtype in ("float32", "float64")
-
-
-def _difference(values: Tensor, expected: Tensor) -> float:
-    return float((values - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-
-
-def _agrees(policy: Policy, compute: Callable[[], Tensor], expected: Tensor) -> bool:
-    _, most = _allowed(policy)
-    try:
-        return _difference(compute(), expected) < most
-    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):  # a model that attends in its own way
+        # NaN does not pass.
+        return _with(comparison, capabilities, difference) < (EXACT if comparison.precise else HALF)
+    except Exception:  # any error of the model's own code
         return False
 
 
-def _policy_logits(policy: Policy) -> Tensor:
-    """(2, 2, V) logits after two prompts, and after one more token of each."""
-    prompts, tokens = _two_prompts(policy)
-    prompt_logits, cache = policy.prefill(prompts)
-    longer = torch.cat([prompts.mask, torch.ones_like(prompts.mask[:, :1])], dim=1)
-    token_logits = policy.decode_step(tokens, longer, prompts.mask.sum(1), cache)
-    return torch.stack([prompt_logits, token_logits], dim=1)
+def _with(comparison: Comparison, capabilities: Capabilities, difference: Callable[[Comparison, Capabilities], float]) -> float:
+    """The difference, as if the policy had these capabilities."""
+    before = comparison.policy.capabilities
+    comparison.policy.capabilities = capabilities
+    try:
+        return difference(comparison, capabilities)
+    finally:
+        comparison.policy.capabilities = before
 
 
-def _model_logits(policy: Policy) -> Tensor:
-    """(2, 2, V) logits of the same places, by the model itself from each row alone."""
-    prompts, tokens = _two_prompts(policy)
-    rows = [torch.cat([row[keep], token[None]]) for row, keep, token in zip(prompts.ids, prompts.mask, tokens, strict=True)]
-    return torch.stack([policy.model(input_ids=row[None]).logits[0, -2:] for row in rows])
+def _sampler_difference(comparison: Comparison, capabilities: Capabilities) -> float:
+    # Short prompts are repeated for their rows even if longer ones are shared.
+    shared = comparison.sampler(shared=capabilities.shares_keys)
+    return max(shared, comparison.sampler(shared=False)) if comparison.gradient and capabilities.shares_keys else shared
 
 
-def _steps(policy: Policy, shared: bool) -> Tensor:
-    """(4, V) logits after two decoding steps of two rows per prompt."""
-    prompts, _ = _two_prompts(policy)
-    # With a limit of 3 no row is finished by the two tokens.
-    batch = DecodingBatch(policy, prompts, group_size=2, limit=3, max_rows=0, shared=shared)
-    batch.admit()
-    for _ in range(2):
-        # Rows get unequal tokens, so that a mix-up of rows shows.
-        batch.append(torch.arange(4) % policy.vocabulary, torch.zeros(4, dtype=torch.bool))
-        batch.advance()
-    return batch.logits
+def _learner_difference(comparison: Comparison, capabilities: Capabilities) -> float:
+    rollouts = comparison.learner()
+    return max(rollouts, comparison.learner(sequences=True)) if comparison.gradient else rollouts
 
 
-def _rows_are_apart(policy: Policy) -> bool:
-    """Whether packed rows feel nothing of each other: a comparison of results would not show it if weights are small.
-
-    In full precision up to rounding, since experts of a mixture take their tokens from all rows together.
-    """
-    first, other = _states(policy), _states(policy, shift=1)
-    same = _difference(other[2:], first[2:]) <= (1e-6 if _is_precise(policy) else 0.0)
-    # The changed row itself must differ, or the comparison has tested nothing.
-    return same and not torch.equal(first[:2], other[:2])
-
-
-def _states(policy: Policy, shift: int = 0) -> Tensor:
-    """(4, H) hidden states before the tokens of two rows, one on each prompt; ``shift`` changes the first row's tokens."""
-    prompts, tokens = _two_prompts(policy)
-    prompts.ids[0] = (prompts.ids[0] + shift) % policy.vocabulary
-    tokens = torch.stack([tokens[0] + shift, tokens[1]]) % policy.vocabulary
-    zeros = torch.zeros(2, 2)
-    rows = Rollouts(
-        prompts,
-        completion_ids=torch.stack([tokens, tokens], dim=1),
-        lengths=torch.tensor([2, 2]),
-        truncated=torch.zeros(2, dtype=torch.bool),
-        logprobs=zeros,
-        entropies=zeros,
-        temperature=torch.ones(2),
+def _complaint(policy: Policy, comparisons: list[Comparison], own: str) -> str:
+    """What differs with the model's own attention, and the option that would work."""
+    for comparison in comparisons:
+        use_attention(comparison.policy.causal_lm, own)
+    found = next(
+        filter(None, (_fault(comparison) for comparison in comparisons)), "no way to learn gives the model's own results"
     )
-    return policy.hidden_states(rows)
+    for comparison in comparisons:
+        use_attention(comparison.policy.causal_lm, "eager")
+    works = own != "eager" and _capabilities(comparisons, policy.capabilities, "eager") is not None
+    return f"{found}; write model.policy.attention: eager." if works else f"{found}."
 
 
-def _two_prompts(policy: Policy) -> tuple[PromptBatch, Tensor]:
-    """Two prompts of three and two tokens, and the next token of each (2)."""
-    device = next(policy.parameters()).device
-    ids = torch.arange(6, device=device).view(2, 3) % policy.vocabulary
-    mask = torch.tensor([[True, True, True], [False, True, True]], device=device)
-    samples = [Sample("", "", "", number) for number in range(2)]
-    return PromptBatch(ids, mask, [[], []], samples), ids[:, 0]
+def _fault(comparison: Comparison) -> str | None:
+    """What differs without shortcuts; None if nothing does."""
+    whole = replace(comparison.policy.capabilities, shares_keys=False, packs=False, shares_prompts=False)
+    for name, difference in (("sampler", _sampler_difference), ("learner", _learner_difference)):
+        try:
+            value = _with(comparison, whole, difference)
+        except Exception as error:  # any error of the model's own code
+            return f"{type(error).__name__}: {first_line(error)}"
+        if not value < (EXACT if comparison.precise else HALF):
+            return f"log-probabilities of the {name} differ by {value:.2g} nats from transformers' eager ones on whole rows"
+    return None
+
+
+def _refusal(policy: Policy, complaint: str) -> str:
+    return f"model_type {policy.causal_lm.config.model_type!r} cannot be a policy as configured: {complaint}"

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.renderer import Renderer
 from lit_rl.text.chat import user_turn
+from lit_rl.text.encoding import bos, encode
 from lit_rl.text.templates import DIRECT, check_template, fill_in
 from lit_rl.text.token_bytes import token_bytes
 from lit_rl.types import PromptBatch, Sample
@@ -25,20 +26,21 @@ class PositionRenderer(Renderer):
         check_template(template)
         super().__init__(tokenizer)
         self.template, self.max_context = template, max_context
+        self._opening = bos(tokenizer)
         self._pieces = token_bytes(tokenizer)
 
     def render(self, prompts: PromptBatch) -> PromptBatch:
-        contexts = [self._context(sample) for sample in prompts.samples]
-        texts = self.tokenizer.batch_decode(contexts, clean_up_tokenization_spaces=False)
+        bare = [self._context(sample) for sample in prompts.samples]
+        texts = self.tokenizer.batch_decode(bare, clean_up_tokenization_spaces=False)
+        contexts = [self._opening + context for context in bare]
         if self.template != DIRECT:
             texts = [user_turn(fill_in(self.template, text), self.tokenizer) for text in texts]
-            # A chat template writes its own special tokens; the tokenizer would put a second one before them.
-            contexts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            contexts = encode(texts, self.tokenizer)
         samples = [sample._replace(prompt=text) for sample, text in zip(prompts.samples, texts, strict=True)]
         return PromptBatch.pad(contexts, prompts.completions, samples, self.pad_id).to(prompts.ids.device)
 
     def plain(self, prompts: PromptBatch) -> PromptBatch:
-        contexts = [self._context(sample) for sample in prompts.samples]
+        contexts = [self._opening + self._context(sample) for sample in prompts.samples]
         return PromptBatch.pad(contexts, prompts.completions, prompts.samples, self.pad_id).to(prompts.ids.device)
 
     def decode(self, rollouts: Rollouts) -> list[str]:
@@ -49,10 +51,12 @@ class PositionRenderer(Renderer):
         return [row.decode("utf-8", "surrogateescape") for row in rows]
 
     def _context(self, sample: Sample) -> list[int]:
-        """Token ids before the sample's position, cut to the last ``max_context``."""
+        """Token ids before the sample's position, without BOS, cut to the last ``max_context``."""
         if not sample.context:
             raise ValueError(
                 f"sample {sample.number} is not a position of a text; RPT learns from positions: write "
                 "data.init_args.positions, for example {labels_length: 1}."
             )
-        return list(sample.context[-self.max_context :])  # [-0:] is all
+        context, opening = list(sample.context), self._opening
+        text = context[len(opening) :] if context[: len(opening)] == opening else context
+        return text[-self.max_context :]  # [-0:] is all

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_rl.models.loading import long_rope_note
 from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.decoding import DecodingBatch
@@ -44,6 +45,8 @@ class Sampler:
     max_rows: int = 0
     """Completions decoded at a time on each rank, which bounds memory; waiting prompts take the place of finished groups. 0
     decodes all at once."""
+    length_option: str = field(default="sampler.max_new_tokens", init=False, repr=False)
+    """Name of the option that ``max_new_tokens`` comes from, for messages."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -125,7 +128,7 @@ class Sampler:
         if policy.context is not None and longest + self.max_new_tokens > policy.context:
             raise ValueError(
                 f"a prompt of {longest} tokens and {self.max_new_tokens} new ones exceed the model's {policy.context} "
-                "positions; lower sampler.max_new_tokens or shorten the prompts."
+                f"positions{long_rope_note(policy.causal_lm.config)}; lower {self.length_option} or shorten the prompts."
             )
         if 0 < self.max_rows < group_size:
             raise ValueError(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from lit_rl.text.encoding import bos, encode_bare
+
+QUESTION, ANSWER = "How many are two and two?", "Two and two are four."
+"""Turns of a conversation that a chat template writes for trial."""
 
 
 def user_turn(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -23,12 +31,29 @@ def ask(question: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
     """
     if chat and tokenizer.chat_template:
         return user_turn(question, tokenizer)
-    return f"{_opening(tokenizer)}{question}\n"
+    return f"{tokenizer.bos_token if bos(tokenizer) else ''}{question}\n"
 
 
-def _opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Token that this tokenizer puts before every text; empty without one."""
-    # Batches are tokenized without special tokens, so a plain prompt must write this one out.
-    # Tried out: a tokenizer may have a first token and never write it, as GPT-2's does.
-    begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    return str(tokenizer.bos_token) if begins else ""
+class AssistantTurn(NamedTuple):
+    """The assistant's turn, as a chat template begins and ends it."""
+
+    opening: str
+    """Text between the user's question and the answer; a prompt ends with it if the template wrote it."""
+    end: int
+    """Token that ends the turn."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> AssistantTurn | None:
+        """The turn that a tokenizer's chat template writes; None without a template, or if no special token ends it."""
+        if not tokenizer.chat_template:
+            return None
+        try:
+            opening = user_turn(QUESTION, tokenizer).rpartition(QUESTION)[2]
+            turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+            closing = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(ANSWER)[2]
+        except TemplateError:  # a template may refuse a conversation; it then says so where it is used
+            return None
+        added = tokenizer.added_tokens_decoder
+        (ids,) = encode_bare([closing], tokenizer)
+        ends = [token for token in ids if token in added and added[token].special]
+        return cls(opening, ends[0]) if ends else None

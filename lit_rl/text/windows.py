@@ -24,10 +24,12 @@ class Windows:
         firsts: (W) place of the window's first target, above ``starts``.
         ends: (W) place after the window's last target.
         limits: (W) place after the last token of the window's document.
+        opening: token ids that a model reads before each window, as context; the tokenizer's BOS.
     """
 
-    def __init__(self, ids: Ints, starts: Ints, firsts: Ints, ends: Ints, limits: Ints) -> None:
+    def __init__(self, ids: Ints, starts: Ints, firsts: Ints, ends: Ints, limits: Ints, opening: Sequence[int] = ()) -> None:
         self.ids, self.starts, self.firsts, self.ends, self.limits = ids, starts, firsts, ends, limits
+        self.opening = list(opening)
         self.offsets = np.concatenate([[0], np.cumsum(ends - firsts)])  # (W + 1) targets before each window
 
     def __len__(self) -> int:
@@ -45,12 +47,17 @@ class Windows:
         return window, int(self.firsts[window] + target - self.offsets[window])
 
     def tokens(self, window: int) -> list[int]:
-        """Token ids of a window, context and targets."""
-        return self.ids[self.starts[window] : self.ends[window]].tolist()
+        """Token ids of a window as a model reads it: opening, context and targets."""
+        return self.opening + self.ids[self.starts[window] : self.ends[window]].tolist()
+
+    def context(self, window: int, place: int) -> list[int]:
+        """Token ids that a model reads of a window before a place in the sequence."""
+        return self.opening + self.ids[self.starts[window] : place].tolist()
 
     def select(self, windows: NDArray[Any]) -> Windows:
         """Windows of the same sequence, given by their numbers or by a mask (W)."""
-        return Windows(self.ids, *(array[windows] for array in (self.starts, self.firsts, self.ends, self.limits)))
+        arrays = (array[windows] for array in (self.starts, self.firsts, self.ends, self.limits))
+        return Windows(self.ids, *arrays, self.opening)
 
     @classmethod
     def of_documents(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Windows:
@@ -64,7 +71,7 @@ class Windows:
         return cls(ids, starts, starts + sizes[:, 0], ends, ends)
 
 
-def slide(ids: Ints, document_ends: Ints, size: int, context: int, stride: int) -> Windows:
+def slide(ids: Ints, document_ends: Ints, size: int, context: int, stride: int, opening: Sequence[int] = ()) -> Windows:
     """Windows of ``size`` tokens every ``stride`` tokens of each document.
 
     The first window of a document has all but its first token as targets. Any other window has the tokens after its first
@@ -79,6 +86,7 @@ def slide(ids: Ints, document_ends: Ints, size: int, context: int, stride: int) 
         size: tokens of a window, context included.
         context: tokens at the beginning of a window that are never targets.
         stride: tokens from the start of a window to the start of the next one.
+        opening: token ids that a model reads before each window.
     """
     pieces = []
     for begin, end in zip(np.concatenate([[0], document_ends[:-1]]), document_ends, strict=True):
@@ -92,4 +100,5 @@ def slide(ids: Ints, document_ends: Ints, size: int, context: int, stride: int) 
         firsts[1:] = np.maximum(firsts[1:], ends[:-1])
         kept = firsts < ends  # overlapping windows may have no target left
         pieces.append(np.stack([starts, firsts, ends, np.full(count, end)])[:, kept])
-    return Windows(ids, *np.concatenate(pieces, axis=1)) if pieces else Windows(ids, *np.zeros((4, 0), dtype=np.int64))
+    arrays = np.concatenate(pieces, axis=1) if pieces else np.zeros((4, 0), dtype=np.int64)
+    return Windows(ids, *arrays, opening)

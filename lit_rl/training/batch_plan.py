@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -69,6 +73,14 @@ class BatchPlan:
                 f"{self.accumulate}, about {per_step // self.ranks // self.accumulate} prompts each",
             ),
         ]
+
+    @rank_zero_only
+    def show(self) -> None:
+        """Print the plan as a table."""
+        table = Table("batch plan", "")
+        for row in self.rows():
+            table.add_row(*row)
+        Console().print(table)
 
 
 def balanced_parts(costs: list[int], parts: int) -> list[list[int]]:

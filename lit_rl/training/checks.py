@@ -18,6 +18,18 @@ def check_trainer(trainer: pl.Trainer) -> None:
         )
 
 
+def check_precision(trainer: pl.Trainer) -> None:
+    """Refuse a precision in which training goes wrong."""
+    # Steps at a usual learning rate round to nothing in bfloat16, and overflow in float16.
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"trainer.precision {trainer.precision} keeps the weights that learn in half precision; write bf16-mixed, "
+            "which computes in bfloat16 and learns in float32."
+        )
+    if trainer.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
+        raise ValueError("trainer.precision 16-mixed needs a GPU; write bf16-mixed on a CPU.")
+
+
 def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
     """Refuse epochs and validations that would begin between the micro-batches of one batch of prompts."""
     # A trial run takes few micro-batches on purpose.

@@ -54,7 +54,7 @@ class Experience(TrainingStream[Rollouts]):
         self.stopped = False  # whether the current rollout gets no further optimizer steps
 
     def begin(self) -> None:
-        with self._unsharded():
+        with self.breakable(), self._unsharded():
             rollouts = self.collector.collect(self.prompts.next())
             # Before `_finish`, whose forward passes would be in vain.
             self._check_size(rollouts.num_groups)
@@ -62,7 +62,7 @@ class Experience(TrainingStream[Rollouts]):
         # Only now: a checkpoint must not take a rollout for the current one, or count it, before it is whole.
         self.rollouts, self.stopped = rollouts, False
         self.collector.number += 1
-        self.metrics = rollout_metrics(rollouts, self.runtime.gather) | finished | self.collector.times
+        self.metrics = rollout_metrics(rollouts, self.runtime.gather) | finished | self.collector.metrics
 
     def draw(self, round: int) -> Rollouts:
         """Scored completions of this rank's next batch of prompts, for a callback that needs more in `on_rollout_end`.

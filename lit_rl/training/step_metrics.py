@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,19 @@ from torch import Tensor
 from lit_rl.objectives.advantages import equal_groups
 from lit_rl.objectives.kl import kl_estimate
 from lit_rl.rollouts import Rollouts
+
+
+class BatchLoss(NamedTuple):
+    """Loss of a micro-batch, and its shares in the metrics of its optimizer step."""
+
+    loss: Tensor
+    """0-D with gradient: its share in the loss of the step; shares of micro-batches and ranks add up."""
+    sums: dict[str, Tensor]
+    """0-D shares; over all micro-batches and ranks they add up to the metric."""
+    ratios: dict[str, tuple[Tensor, Tensor]]
+    """0-D shares of a numerator and of a denominator; the metric is the ratio of their sums."""
+    ranges: dict[str, Tensor]
+    """1-D values; the smallest and the largest of the step are logged as ``<name>/min`` and ``<name>/max``."""
 
 
 class StepMetrics:
@@ -25,7 +39,7 @@ class StepMetrics:
         self._ends: dict[str, Tensor] = {}  # (2) each: smallest value, negated, and largest value
 
     def add(self, sums: dict[str, Tensor], ratios: dict[str, tuple[Tensor, Tensor]], ranges: dict[str, Tensor]) -> None:
-        """Add the shares of a micro-batch; `PolicyModule.record` explains the arguments."""
+        """Add the shares of a micro-batch; `BatchLoss` explains the arguments."""
         shares = {name: torch.stack([value.detach().double(), value.new_zeros(()).double()]) for name, value in sums.items()}
         shares |= {name: torch.stack([value.double() for value in pair]) for name, pair in ratios.items()}
         for name, share in shares.items():
@@ -59,12 +73,12 @@ def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> d
         gather: joins the values (n) of all ranks.
     """
     # Values are gathered and then averaged: ranks hold different numbers of tokens, so a mean of their means would be wrong.
-    rewards = gather(rollouts.rewards)
+    # Rewards and parts are over the rows that were scored.
+    rewards, scored = gather(rollouts.rewards[rollouts.scored]), gather(rollouts.scored)
     lengths, truncated = gather(rollouts.lengths).float(), gather(rollouts.truncated)
     sampled = gather(rollouts.sampled.sum(1)).float().sum()
-    metrics = {
-        "reward": rewards.mean(),
-        "reward_std": rewards.std(),
+    known = {"reward": rewards.mean(), "reward_std": rewards.std()} if bool(scored.any()) else {}
+    metrics = known | {
         "frac_reward_zero_std": gather(rollouts.per_group(rollouts.rewards, equal_groups)).float().mean(),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
@@ -76,5 +90,6 @@ def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> d
         # k3 whatever the objective's estimator, so that runs compare.
         kl = kl_estimate(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.sampled
         metrics["kl"] = gather(kl.sum(1)).sum() / sampled
-    metrics |= {f"rewards/{name}/mean": gather(values).mean() for name, values in rollouts.parts.items()}
+    if known:
+        metrics |= {f"rewards/{name}/mean": gather(values)[scored].mean() for name, values in rollouts.parts.items()}
     return {name: float(value) for name, value in metrics.items()}

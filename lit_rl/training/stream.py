@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -62,6 +63,18 @@ class MicroBatch(Generic[Rows]):
         moved = copy.copy(self)
         moved.rows, moved.weights = self.rows.to(device), self.weights.to(device)
         return moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, strings, numbers, lists and dicts only, so that ``torch.load(weights_only=True)`` opens it."""
+        supervised = isinstance(self.rows, TokenBatch)
+        return vars(self) | {"rows": self.rows.state_dict(), "supervised": supervised}
+
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> MicroBatch[Any]:
+        """A micro-batch from a `state_dict`."""
+        fields = dict(state)
+        kind = TokenBatch if fields.pop("supervised") else Rollouts
+        return MicroBatch(**fields | {"rows": kind.from_state(fields["rows"])})
 
 
 @runtime_checkable
@@ -129,7 +142,9 @@ class TrainingStream(ABC, Generic[Rows]):
             raise ValueError(f"the training data hold fewer samples than one batch of {plan.prompts}; lower data.batch_size.")
         # Fixed, though early stops and refills draw more prompts: Lightning plans validation and accumulation by it.
         self._length = len(loader) * plan.micro_batches
-        self._rng: dict[str, Tensor] | None = None
+        self._rng: dict[str, Tensor] | None = None  # to continue with at the next `next`
+        self._rng_before: dict[str, Tensor] | None = None  # of a rollout that is being made, or broke off
+        self.in_rollout = False  # whether nothing is lost if the process breaks off
         # Position in the prompts as of the last finished `begin`: a run that dies in `begin` takes the same batch again.
         self._begun = (0, 0)
         self._done = 0  # micro-batches of the current batch that were yielded
@@ -171,6 +186,17 @@ class TrainingStream(ABC, Generic[Rows]):
                 self._done += 1
                 yield batch
 
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """A part of `begin` that changes nothing of the state: a run that breaks off in it makes the batch again."""
+        self._rng_before = generator_state()
+        self.in_rollout = True
+        try:
+            yield
+        finally:
+            self.in_rollout = False
+        self._rng_before = None
+
     @property
     def scale(self) -> float:
         """Factor on each loss, since Lightning divides it by micro-batches and averages gradients over ranks."""
@@ -181,7 +207,7 @@ class TrainingStream(ABC, Generic[Rows]):
     def state_dict(self) -> dict[str, Any]:
         """State of this rank: position in the prompts, micro-batches done of the current batch, and torch's generators."""
         epoch, batch = self._begun
-        return {"epoch": epoch, "batch": batch, "done": self._done, "rng": generator_state()}
+        return {"epoch": epoch, "batch": batch, "done": self._done, "rng": self._rng_before or generator_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.runtime.position % self.plan.accumulate:

@@ -199,6 +199,11 @@ def test_options_of_grpo_that_contradict_each_other_are_refused():
                 "model.sampler.temperature is 0: all completions of a group would be equal; write 1.0.",
             ),
             (
+                {"sampler": Sampler(temperature=[1.0, 0.8, 0.6]), "group_size": 2},
+                "model.sampler.temperature lists 3 temperatures, but a group has 2 completions; write at most 2, or raise "
+                "model.group_size.",
+            ),
+            (
                 {"policy": tiny_spec(lora=LoRASpec(r=4, alpha=8, dropout=0.1))},
                 "model.policy.lora.dropout is 0.1; sampler and learner must agree: write 0.",
             ),

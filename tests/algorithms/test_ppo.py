@@ -307,18 +307,19 @@ def test_every_parameter_is_in_one_group():
     for critic in (None, tiny_spec("gpt2"), tiny_spec()):  # the second one's head is its embedding, the third one's is not
         module = ppo(critic=critic)
         module.configure_model()
-        grouped = [id(parameter) for group in module.parameters_to_learn() for parameter in group["params"]]
+        grouped = [id(parameter) for group in module.parameters_to_learn().values() for parameter in group["params"]]
         assert len(grouped) == len(set(grouped))
         assert set(grouped) == {id(p) for p in module.parameters() if p.requires_grad}
 
 
 def test_a_head_learns_at_a_small_rate_under_half_precision(tmp_path):
-    module = with_a_critic_that_expects_something(ppo(optimizer=functools.partial(torch.optim.AdamW, lr=1e-4)))
+    policy = tiny_spec(dtype="bfloat16", lora=LoRASpec(r=4))
+    module = with_a_critic_that_expects_something(ppo(policy=policy, optimizer=functools.partial(torch.optim.AdamW, lr=1e-4)))
     head = module.policy.value_head
     before = head.weight.detach().clone()
-    fit(tmp_path, module, steps=2, precision="bf16-true")
+    fit(tmp_path, module, steps=2, precision="bf16-mixed")
     assert head.weight.dtype == torch.float32
-    assert next(module.policy.model.parameters()).dtype == torch.bfloat16
+    assert module.policy.causal_lm.get_input_embeddings().weight.dtype == torch.bfloat16
     assert float((head.weight - before).abs().max()) > 1e-5
 
 

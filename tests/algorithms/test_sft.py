@@ -83,5 +83,13 @@ def test_validation_logs_loss_token_accuracy_and_answer_accuracy(tmp_path):
     module = SFT(tiny_spec(), evaluation=Evaluation(max_new_tokens=4, samples=3))
     trainer = quiet_trainer(tmp_path, limit_val_batches=1.0)
     metrics = trainer.validate(module, tiny_data(), verbose=False)[0]
-    names = {"loss", "mean_token_accuracy", "accuracy", "accuracy_low", "accuracy_high", "truncated", "pass@3", "maj@3"}
+    names = {"loss", "mean_token_accuracy", "accuracy", "accuracy_low", "accuracy_high", "truncated", "pass_at_3", "maj_at_3"}
     assert {f"val/{name}" for name in names} <= set(metrics)
+
+
+def test_a_test_logs_loss_and_token_accuracy_too(tmp_path):
+    module, data = SFT(tiny_spec(), evaluation=SHORT), tiny_data()
+    trainer = quiet_trainer(tmp_path, limit_val_batches=1.0, limit_test_batches=1.0)
+    tested = trainer.test(module, data, verbose=False)[0]
+    assert {"test/loss", "test/mean_token_accuracy"} <= tested.keys()
+    assert 0 < tested["test/loss"] < 10

@@ -149,3 +149,13 @@ def test_a_checkpoint_from_before_the_first_step_keeps_the_configs_coefficient()
     module = grpo(kl_coef=0.3)
     controller.on_fit_start(pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), module)
     assert module.kl_coef == 0.3
+
+
+def test_a_coefficient_that_is_restored_after_the_fit_has_started_is_taken_up():
+    # As strategies that shard restore callbacks.
+    controller, module = AdaptiveKL(), grpo(kl_coef=0.3)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    controller.on_fit_start(trainer, module)
+    controller.load_state_dict({"coef": 0.7})
+    controller.on_train_start(trainer, module)
+    assert module.kl_coef == 0.7

@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from peft import AutoPeftModelForCausalLM
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from lit_rl.hooks import RolloutCallback
 from lit_rl.models import LoRASpec, PolicySpec
 from lit_rl.models.export import export_policy, whole_weights
 from lit_rl.models.loading import load_model, load_tokenizer
+from lit_rl.models.reopened import probe_policy
 from lit_rl.rewards import Reward
 from lit_rl.sampling import Sampler
 from lit_rl.tasks.infix import Grammar
@@ -43,6 +44,14 @@ def fit(folder, module, *callbacks, data=None, ckpt_path=None, **options):
     trainer = quiet_trainer(folder, callbacks=list(callbacks), **{"max_steps": 2, **options})
     trainer.fit(module, data or tiny_data(), ckpt_path=ckpt_path)
     return trainer
+
+
+def export(module, folder, **options):
+    """An export of a module's policy outside of a run."""
+    weights, probe = whole_weights(module.policy), probe_policy(module.policy, module.tokenizer)
+    export_policy(
+        module.policy, **{"tokenizer": module.tokenizer, "folder": folder, "weights": weights, "probe": probe} | options
+    )
 
 
 @torch.no_grad()
@@ -111,13 +120,13 @@ def test_exporting_changes_no_training(tmp_path):
 def test_an_export_that_fails_leaves_the_older_one_whole(exported, tmp_path):
     module, _ = exported
     folder = tmp_path / "export"
-    export_policy(module.policy, module.tokenizer, folder, whole_weights(module.policy))
+    export(module, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # stands for a full disk: the weights do not fit
     try:
         with pytest.raises((OSError, SafetensorError), match="File too large"):
-            export_policy(module.policy, module.tokenizer, folder, whole_weights(module.policy))
+            export(module, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -127,16 +136,16 @@ def test_an_export_that_fails_leaves_nothing_unfinished(exported, tmp_path):
     module, _ = exported
     (tmp_path / "file").write_text("")
     with pytest.raises(AttributeError):
-        export_policy(module.policy, None, tmp_path / "export", whole_weights(module.policy))
+        export(module, tmp_path / "export", tokenizer=None)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_older_export_is_replaced_whole(exported, tmp_path):
     module, _ = exported
     folder = tmp_path / "export"
-    folder.mkdir()
+    export(module, folder)
     (folder / "stale.txt").write_text("of an older export")
-    export_policy(module.policy, module.tokenizer, folder, whole_weights(module.policy))
+    export(module, folder)
     assert not (folder / "stale.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
@@ -259,6 +268,32 @@ def test_improvement_refuses_a_baseline_on_a_part(tmp_path):
         fit(tmp_path, sft(), Improvement(), **{**WHOLE, "num_sanity_val_steps": 2})
 
 
+def test_a_misspelt_monitor_is_refused_at_the_baseline(tmp_path):
+    with pytest.raises(ValueError, match=r"no metric 'val/acuracy'; write one of val/accuracy, .*val/loss"):
+        fit(tmp_path, sft(), Improvement("val/acuracy"), **WHOLE)
+
+
+def test_a_new_run_begins_by_removing_the_report_of_an_earlier_one(tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text("{}")
+    with pytest.raises(ValueError, match="no metric"):  # it ends before it could write its own
+        fit(tmp_path, sft(), Improvement("val/acuracy"), **WHOLE)
+    assert not report.exists()
+
+
+def test_a_resumed_run_keeps_its_report_until_it_has_a_better_one(tmp_path):
+    saved = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)
+    fit(tmp_path, sft(), Improvement(), saved, enable_checkpointing=True, **WHOLE)
+    before = (tmp_path / "report.json").read_text()
+
+    class Check(Callback):
+        def on_train_batch_start(self, *_):
+            assert (tmp_path / "report.json").read_text() == before
+
+    fit(tmp_path, sft(), Improvement(), Check(), ckpt_path=tmp_path / "last.ckpt", **WHOLE, max_steps=4)
+    assert (tmp_path / "report.json").read_text() != before
+
+
 def test_the_baseline_survives_a_resume(tmp_path):
     first = Improvement()
     saved = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)
@@ -277,6 +312,8 @@ LEVELS = [Grammar(max_digits=1, signed=False), Grammar(max_digits=2, signed=Fals
 
 class Scripted(Reward):
     """The given rewards, one a rollout, for all completions alike."""
+
+    asks_policy = True  # so that none is spent before the first step
 
     def __init__(self, values):
         self.values = iter(values)

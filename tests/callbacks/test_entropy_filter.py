@@ -238,3 +238,8 @@ def test_a_filter_of_completions_needs_an_algorithm_that_samples(tmp_path):
 def test_a_threshold_above_ln_of_the_vocabulary_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"above ln V = 3\.\d+"):
         sampled(tmp_path, threshold=5.0)
+
+
+def test_two_filters_have_two_states():
+    filters = [EntropyFilter(threshold=0.5), EntropyFilter(target="completion", quantile=0.8)]
+    assert len({each.state_key for each in filters}) == 2

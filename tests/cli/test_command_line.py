@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_model(stopped, tmp_path):
 def test_a_file_that_is_not_a_checkpoint(sft, tmp_path):
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04 and no more")
     message = refusal("test", "--config", sft, "--ckpt_path", tmp_path / "cut.ckpt")
-    assert message.endswith("cut.ckpt' is not a checkpoint, or was cut off.")
+    assert message.endswith("cut.ckpt is not a checkpoint, or was cut off.")
 
 
 def test_an_output_folder_that_cannot_be_written(sft, tmp_path):
@@ -235,7 +235,7 @@ def test_options_are_taken_back_with_null(capsys):
 
 def test_the_seed_reaches_model_and_data(sft, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lit-rl", "fit", "--config", sft, "--seed_everything", "7"])
-    config = ArgumentCheck().config.fit
+    config = ArgumentCheck("fit").config.fit
     assert (config.model.init_args.seed, config.data.init_args.seed) == (7, 7)
 
 
@@ -303,10 +303,10 @@ def test_resuming_with_allowed_changes_applies_and_shows_them(stopped, tmp_path,
         "data.init_args.num_workers: 0 -> 1",
     ):
         assert f"Resuming with {line}" in infos()
-    saved = torch.load(tmp_path / "run/logs/version_1/checkpoints/last.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "run/logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 3
     assert yaml.safe_load(saved["config"])["model"]["init_args"]["objective"]["clip_high"] == 0.3
-    assert ",kl," in (tmp_path / "run/logs/version_1/metrics.csv").read_text()
+    assert ",kl," in (tmp_path / "run/logs/version_0/metrics.csv").read_text()
 
 
 def test_resuming_with_a_fixed_option_changed_is_refused(stopped, tmp_path):
@@ -329,7 +329,7 @@ def test_the_last_checkpoint_is_evaluated_with_other_options(stopped, tmp_path):
 
 def test_evaluating_the_last_of_no_checkpoints_is_refused(sft):
     assert refusal("test", "--config", sft, "--ckpt_path", "last").endswith(
-        "there is no last.ckpt below trainer.default_root_dir."
+        "there is no checkpoint below trainer.default_root_dir."
     )
 
 

@@ -25,7 +25,7 @@ from lit_rl.training.schedule import Schedule
 # Options that a mistake is compared with are listed if they are fewer than 20.
 SAMPLER = "Known here are max_new_tokens, max_rows, temperature, top_k, top_p."
 TOP = "Known here are ckpt_path, config, data, model, print_config, seed_everything, trainer, weights_only."
-SFT = "Known here are completion_only, evaluation, optimizer, policy, schedule, seed."
+SFT = "Known here are completion_only, evaluation, max_skipped_steps, optimizer, policy, schedule, seed."
 
 FLAGS = [
     ("--trainer.max_stepz 3", "'trainer.max_stepz'. Did you mean 'trainer.max_steps'?"),

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
 
+from lit_rl.cli import pipeline
 from lit_rl.cli.stages import load_stages
 
 CHECKPOINTS = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
@@ -49,14 +53,13 @@ def state(root: Path) -> dict:
     return {"report": json.loads((root / "report.json").read_text())["stages"], "stages": stages}
 
 
-def in_this_process(command: list[str], **_) -> SimpleNamespace:
+def in_this_process(args: list[str]) -> int:
     """A stage run without the ten seconds that a new process takes to import its libraries."""
-    assert command[:3] == [sys.executable, "-m", "lit_rl"]
     try:
-        lit_rl(*command[3:])
+        lit_rl(*args)
     except SystemExit as stop:
-        return SimpleNamespace(returncode=1 if isinstance(stop.code, str) else stop.code or 0)
-    return SimpleNamespace(returncode=0)
+        return 1 if isinstance(stop.code, str) else stop.code or 0
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +67,9 @@ def story(tmp_path_factory):
     """A pipeline that is started four times: it fails, goes on, has nothing to do, and has changed."""
     folder = tmp_path_factory.mktemp("pipeline")
     root = folder / "runs"
-    in_a_new_process = subprocess.run
+    in_a_new_process = pipeline.run_process
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess, "run", lambda command, **options: runs.pop()(command, **options))
+        patch.setattr(pipeline, "run_process", lambda args: runs.pop()(args))
         patch.setenv("POWER_CUT", "1")
         file = write_pipeline(folder)
         runs = [in_this_process, in_a_new_process]
@@ -98,9 +101,9 @@ def test_what_was_finished_before_a_failure_is_kept(story):
 
 
 def test_an_interrupted_stage_goes_on_from_its_last_checkpoint(story):
-    resumed = list(csv_steps(story.root / "grpo.1", "version_1"))
-    assert resumed[0] > 0
-    assert resumed[-1] == 3  # of steps 0 to 3
+    # One log with each step once: a second run from the beginning would have a log of its own.
+    assert list(csv_steps(story.root / "grpo.1", "version_0")) == [0, 1, 2, 3]
+    assert len(list((story.root / "grpo.1" / "logs").iterdir())) == 1
     assert story.finished["report"]["grpo"]["steps"] == 4
 
 
@@ -168,6 +171,76 @@ def test_checkpoints_of_a_pipeline_open_with_weights_only(story):
     assert saved["global_step"] == 4
 
 
+# --- ends of stages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_stage(tmp_path):
+    """A pipeline of one stage, and the stage's folder."""
+    stages = {"sft": {"run": "fit", "config": write_yaml(tmp_path / "sft.yaml", tiny_config(tmp_path))}}
+    return write_yaml(tmp_path / "p.yaml", {"folder": str(tmp_path / "runs"), "stages": stages}), tmp_path / "runs" / "sft"
+
+
+def ends_with(status: int, folder: Path, **end):
+    """A stage's process that leaves ``run.json``, if any of its content is given."""
+
+    def run(args: list[str]) -> int:
+        if end:
+            (folder / "run.json").write_text(json.dumps(end))
+        return status
+
+    return run
+
+
+def test_a_stage_is_finished_only_if_it_says_so_itself(one_stage, monkeypatch):
+    file, folder = one_stage
+    for end, reason in [({}, "it left no run.json"), ({"finished": False, "step": 1, "reason": "signal 15"}, "signal 15")]:
+        monkeypatch.setattr(pipeline, "run_process", ends_with(0, folder, **end))
+        assert refusal("pipeline", file) == (
+            f"lit-rl: stage 'sft' ended before its last step ({reason}); start the pipeline again to go on."
+        )
+        assert not json.loads((folder / "stage.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_an_interrupted_stage_ends_the_pipeline_with_its_status(one_stage, monkeypatch, capsys, status):
+    file, folder = one_stage
+    monkeypatch.setattr(pipeline, "run_process", ends_with(status, folder, finished=False, step=1, reason="signal"))
+    with pytest.raises(SystemExit) as stop:
+        lit_rl("pipeline", file)
+    assert stop.value.code == status
+    assert capsys.readouterr().err == f"lit-rl: interrupted; go on with: lit-rl pipeline {file}\n"
+    assert not json.loads((folder / "stage.json").read_text())["finished"]
+
+
+STAGE = """
+import signal, sys, time
+def stop(signum, frame):
+    time.sleep(0.5)  # a checkpoint is written
+    open("stopped", "w").write(str(signum))
+    sys.exit(128 + signum)
+signal.signal(signal.SIGTERM, stop)
+open("ready", "w")
+time.sleep(60)
+"""
+DRIVER = "from lit_rl.cli.stage_process import run_process; import sys; sys.exit(run_process([]))"
+
+
+def test_a_signal_to_the_pipeline_reaches_the_stage_which_is_waited_for(tmp_path):
+    # A package of this name stands in for the command line of the stage.
+    (tmp_path / "lit_rl").mkdir()
+    (tmp_path / "lit_rl" / "__main__.py").write_text(STAGE)
+    root = str(Path(pipeline.__file__).parents[2])
+    driver = f"import sys; sys.path.insert(0, {root!r}); {DRIVER}"
+    process = subprocess.Popen([sys.executable, "-P", "-c", driver], cwd=tmp_path)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert (tmp_path / "stopped").read_text() == "15"
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -193,9 +266,42 @@ def test_a_mistake_in_a_later_stage_shows_before_the_first_one_runs(tmp_path):
 
 def test_a_file_that_is_not_a_pipeline_gets_one_line(tmp_path):
     path = tmp_path / "pipeline.yaml"
-    for text in ("just a text", "stages: [a, b]", "stages: {a: b}", "stages: {a: null}"):
+    for text in ("just a text", "stages: [a, b]", "stages: {}", "stages: {a: b}", "stages: {a: null}", "stages: {a: [run]}"):
         path.write_text(text)
         assert "pipeline.yaml" in refusal("pipeline", path), text
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({None: {}}, "a stage is called None; write letters, digits, _ and -, and a number in quotes."),
+        ({True: {}}, "a stage is called True; write letters"),
+        ({1: {}}, "a stage is called 1; write letters"),
+        ({"../up": {}}, "a stage is called '../up'; write letters"),
+        ({"a/b": {}}, "a stage is called 'a/b'; write letters"),
+        ({"[bold]": {}}, "a stage is called '[bold]'; write letters"),
+        ({"a\x1b[31m": {}}, r"a stage is called 'a\x1b[31m'; write letters"),
+        ({"a": {"run": ["fit"]}}, "stage 'a' runs ['fit']; write one of fit, validate, test, predict."),
+        ({"a": {"run": "fit", "set": [1]}}, "stage 'a' has set [1]; write a mapping such as {trainer.max_steps: 100}."),
+        ({"a": {"run": "fit", "set": {1: 2}}}, "stage 'a' sets 1; write the dotted name of an option."),
+        ({"a": {"run": "fit", "set": {"x": date(2026, 1, 2)}}}, "stage 'a' sets x to datetime.date(2026, 1, 2); write a text"),
+        ({"a": {"run": "fit", "set": {"trainer.default_root_dir": "x"}}}, "stage 'a' sets trainer.default_root_dir, which is"),
+        ({"a": {"run": "fit", "config": {"x": 1}}}, "stage 'a' has config {'x': 1}; write the name of a config, or a list"),
+    ],
+)
+def test_a_stage_of_a_wrong_shape_gets_one_line(tmp_path, stages, message):
+    file = write_yaml(tmp_path / "pipeline.yaml", {"stages": stages})
+    assert message in refusal("pipeline", file)
+
+
+def test_top_entries_of_a_wrong_shape_get_one_line(tmp_path):
+    stages = {"a": {"run": "fit", "config": "sft_arithmetic"}}
+    for entries, message in [
+        ({"folder": [1]}, "`folder` is [1]; write a text."),
+        ({"fodler": "x"}, "pipeline.yaml has fodler;"),
+    ]:
+        file = write_yaml(tmp_path / "pipeline.yaml", {"stages": stages, **entries})
+        assert message in refusal("pipeline", file)
 
 
 def test_a_broken_pipeline_file_is_named_with_its_line(tmp_path):

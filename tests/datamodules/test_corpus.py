@@ -8,6 +8,9 @@ import pytest
 import torch
 from conftest import quiet_trainer, tiny_spec
 from math_runs import attached, real_file, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from vocabularies import spaced
 
 from lit_rl.algorithms import SFT
 from lit_rl.datamodules import Corpus, PositionSpec, token_cache
@@ -136,6 +139,57 @@ def test_a_file_is_tokenized_in_pieces_as_in_one(corpus, tmp_path, monkeypatch):
     assert len(set(pieces.train_set.windows.limits)) == 1
 
 
+def test_a_piece_inside_a_document_has_no_space_of_its_own(tmp_path):
+    tokenizer = spaced("first")
+    write_cache(
+        tmp_path / "new", [Piece("Say:\n", True, False, 0.5, "text"), Piece("time", False, True, 1.0, "text")], tokenizer
+    )
+    ids = token_cache.read_cache(tmp_path / "new").ids.tolist()
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁Say", ":", "\n", *"time"]
+
+
+def test_a_model_reads_bos_before_each_window_if_the_tokenizer_puts_it(tmp_path):
+    spaced("first", puts_bos=True).save_pretrained(tmp_path / "bos")
+    (tmp_path / "text.txt").write_text("Say:" + " time" * 10)
+    options = {"window": 6, "cache_folder": str(tmp_path / "cache"), **NO_SHARES}
+    for positions in (None, PositionSpec()):
+        data = attached(Corpus(str(tmp_path / "text.txt"), positions=positions, **options), str(tmp_path / "bos"))
+        rows = [collate(data.tokenizer, [data.train_set[place]]).ids[0].tolist() for place in range(len(data.train_set))]
+        assert all(row.count(data.tokenizer.bos_token_id) == 1 and row[0] == data.tokenizer.bos_token_id for row in rows)
+        assert len(rows) == (3 if positions is None else 11)
+
+
+def test_the_tokens_have_one_name_whatever_the_tokenizer_was_asked_before():
+    tokenizer = character_tokenizer("abc")
+    before = token_cache.cache_key("text", tokenizer)
+    tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
+    assert tokenizer.backend_tokenizer.truncation is not None
+    assert token_cache.cache_key("text", tokenizer) == before
+
+
+def test_ids_above_65535_get_four_bytes_in_a_vocabulary_with_gaps(tmp_path):
+    backend = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1, "b": 70_000}))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    write_cache(tmp_path / "new", [Piece("ab", True, True, 1.0, "text")], tokenizer)
+    assert token_cache.read_cache(tmp_path / "new").ids.tolist() == [1, 70_000]
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbf" + LINE.encode())
+    (tmp_path / "lines.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"text": "a"}\n')
+    assert read(tmp_path / "text.txt") == [LINE]
+    assert read(tmp_path / "lines.jsonl") == ["a"]
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    folder = tmp_path / ".hidden" / "books"  # hidden itself, and asked for by name
+    for name in ("a.txt", ".git/config", "more/.cache/x.txt", "more/b.txt", ".c.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    assert read(folder) == ["a.txt", "more/b.txt"]
+
+
 def test_the_tokens_are_memory_mapped_in_two_bytes_each(corpus):
     ids = corpus(LINE * 20, **NO_SHARES).train_set.windows.ids
     assert isinstance(ids, np.memmap)
@@ -169,7 +223,7 @@ def test_a_cache_that_another_process_finished_first_stays(tmp_path):
     folder = tmp_path / "cache"
 
     def pieces():
-        yield Piece("abc", True, 1.0, "text")
+        yield Piece("abc", True, True, 1.0, "text")
         folder.mkdir()
         (folder / "theirs").touch()
 
@@ -221,6 +275,7 @@ def test_a_malformed_line_is_reported_by_its_number(tmp_path):
         '{"other": "x"}': "field 'text' is missing",
         '["text"]': "a list, not an object",
         '{"text": 3}': "field 'text' is of type int; write str",
+        r'{"text": "a\ud83d"}': r"field 'text' holds half a character \(\\ud83d, a lone surrogate\) at character 2",
     }
     for line, message in faults.items():
         path = write_jsonl(tmp_path / "lines.jsonl", [{"text": LINE}, "", line])

@@ -3,13 +3,14 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 from conftest import tiny_data
 from jsonargparse import ArgumentParser
 from math_runs import attached
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from lit_rl.datamodules import GSM8K, RPN, Arithmetic, Corpus, EpochSampler, OmniMath, ReasonedArithmetic
+from lit_rl.datamodules import GSM8K, RPN, Arithmetic, Corpus, EpochSampler, OmniMath, PositionSpec, ReasonedArithmetic
 from lit_rl.datamodules.base import SORTED_BATCHES
 from lit_rl.tasks import Grammar
 from lit_rl.types import Sample
@@ -208,3 +209,39 @@ def test_an_incomplete_last_batch_is_left_out():
     assert len(sampler) == len(list(sampler)) == 8
     loader = DataLoader(Words([1] * 10), batch_size=4, sampler=sampler, collate_fn=list, drop_last=True)
     assert [len(batch) for batch in loader] == [4, 4]
+
+
+# --- what is wrong with it -------------------------------------------------------------------------------------------
+
+
+def test_a_size_that_is_not_a_whole_number_is_refused():
+    for option in ("batch_size", "eval_batch_size", "epoch_size", "val_problems"):
+        for value in (None, 0, 2.5, True):
+            with pytest.raises(ValueError, match=rf"^data\.{option} is {value}; write a whole number, 1 or more\.$"):
+                tiny_data(**{option: value})
+
+
+def test_reasoned_arithmetic_refuses_what_it_would_break():
+    for options in ({"positions": PositionSpec()}, {"scratchpad": "steps"}):
+        with pytest.raises(ValueError, match=r"leave data\.positions and data\.scratchpad out"):
+            ReasonedArithmetic(**options)
+
+
+def test_a_level_of_positions_is_refused():
+    data = arithmetic(positions=PositionSpec(), levels=[Grammar(max_digits=1)])
+    with pytest.raises(ValueError, match="leave them or the Curriculum out"):
+        data.set_level(0)
+
+
+def test_sets_that_cannot_be_loaded_are_refused(monkeypatch):
+    data = arithmetic(num_workers=1)
+    assert data.val_dataloader().num_workers == 1
+    data.train_set = type("Endless", (IterableDataset,), {"__iter__": lambda self: iter(())})()
+    with pytest.raises(ValueError, match="an IterableDataset, whose samples have no numbers"):
+        data.train_dataloader()
+    monkeypatch.setattr(type(data.trainer), "world_size", 17)
+    with pytest.raises(ValueError, match="val_set has 16 problems for 17 processes"):
+        data.val_dataloader()
+    del data.val_set
+    with pytest.raises(ValueError, match="Arithmetic has no val_set; set it in `setup`"):
+        data.val_dataloader()

@@ -89,6 +89,7 @@ BROKEN = [
     ({"question": 7, "answer": "#### 1"}, "field 'question' is of type int; write str"),
     ({"question": "a", "answer": "It is 7."}, "the solution in 'answer' does not end in a line ####"),
     ("[" * 100_000, "JSON that is nested too deeply"),
+    (r'{"question": "a\ud800b", "answer": "#### 1"}', r"field 'question' holds half a character \(\\ud800, a lone surrogate\)"),
 ]
 """Malformed lines, and their faults."""
 
@@ -109,7 +110,7 @@ def test_bytes_that_are_not_text_are_refused_by_their_line(folder, tmp_path):
 def test_malformed_lines_are_skipped_and_reported_with_their_numbers(folder, tokenizer, tmp_path):
     whole = attached(GSM8K(folder), tokenizer)
     write_jsonl(tmp_path / "gsm8k_train.jsonl", [*(line for line, _ in BROKEN), *TRAIN])
-    with pytest.warns(UserWarning, match=r"line 1, 2, 3, 4, 5, \.\.\.: left out 6 malformed; the first: not JSON"):
+    with pytest.warns(UserWarning, match=r"line 1, 2, 3, 4, 5, \.\.\.: left out 7 malformed; the first: not JSON"):
         data = attached(GSM8K(folder, malformed="skip"), tokenizer)
     assert (data.train_set, data.val_set) == (whole.train_set, whole.val_set)
 

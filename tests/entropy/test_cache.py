@@ -8,7 +8,7 @@ import torch
 from entropy_windows import all_entropies, sharp_policy, sharp_spec, some_windows
 
 from lit_rl.entropy import compute
-from lit_rl.entropy.cache import entropy_key, fill_entropies, is_complete, read_entropies
+from lit_rl.entropy.cache import entropy_key, fill_entropies, is_complete, read_entropies, wait_for_entropies
 from lit_rl.models import Policy, PolicySpec
 from lit_rl.models.loading import load_tokenizer
 from lit_rl.tasks.tokenizers import character_tokenizer
@@ -99,3 +99,12 @@ def test_the_key_changes_with_the_weights_in_a_folder(policy, tmp_path):
         other.get_output_embeddings().weight[0, 0] += 1
     other.save_pretrained(tmp_path)
     assert key(spec=spec) != before
+
+
+def test_another_process_waits_for_a_whole_file_and_not_for_a_dead_writer(tmp_path):
+    windows = some_windows()
+    file = tmp_path / "entropies.npy"
+    with pytest.raises(ValueError, match="no new entropies for 0 minutes"):
+        wait_for_entropies(file, patience=0.0, pause=0.0)
+    fill_entropies(file, windows, sharp_policy, 0, 1000)
+    wait_for_entropies(file, patience=0.0, pause=0.0)

@@ -5,10 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from entropy_windows import all_entropies, sharp_policy, some_windows
+from entropy_windows import all_entropies, sharp_policy, sharp_spec, some_windows
 
 from lit_rl.entropy import compute
+from lit_rl.entropy.cache import entropy_key
 from lit_rl.entropy.compute import next_token_entropy
+from lit_rl.tasks.tokenizers import arithmetic_tokenizer
+from lit_rl.text.windows import Windows
+
+KEYED = (sharp_spec(), 0, arithmetic_tokenizer(), 0)
+"""Proxy, seed, tokenizer and ``top_k`` of a name."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +51,14 @@ def test_entropies_of_targets_are_those_of_a_plain_forward(policy, top_k):
     windows = some_windows()
     found = all_entropies(policy, windows, top_k=top_k, batch_tokens=100)
     np.testing.assert_allclose(found, plain_entropies(policy, windows, top_k), atol=2e-5)
+
+
+def test_a_proxy_reads_the_opening_before_each_window(policy):
+    windows = Windows.of_documents([[5, 6], [7]], [[8, 9], [10, 11, 12]])
+    opened = Windows(windows.ids, windows.starts, windows.firsts, windows.ends, windows.limits, opening=[1])
+    written = Windows.of_documents([[1, 5, 6], [1, 7]], [[8, 9], [10, 11, 12]])
+    np.testing.assert_allclose(all_entropies(policy, opened), plain_entropies(policy, written), atol=2e-5)
+    assert entropy_key(opened, *KEYED) != entropy_key(windows, *KEYED)
 
 
 def test_entropies_do_not_depend_on_how_windows_are_batched(policy):

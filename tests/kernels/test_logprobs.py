@@ -219,3 +219,19 @@ def test_what_the_forward_keeps_for_the_backward_does_not_grow_with_the_vocabula
             score_many(1000, linear=linear)
         # 1000 tokens of 500 logits would be 500000 numbers.
         assert sum(saved) < 10_000, linear
+
+
+@pytest.mark.usefixtures("chunks_of_three")
+def test_dropout_of_a_head_is_the_same_in_forward_and_backward_pass():
+    hidden = torch.randn(TOKENS, WIDTH, dtype=torch.float64, requires_grad=True)
+    masks = []
+
+    def head(rows: torch.Tensor) -> torch.Tensor:
+        dropped = torch.nn.functional.dropout(torch.ones(len(rows), VOCABULARY), 0.5)
+        masks.append(dropped)
+        return rows[:, :1] * dropped
+
+    scores = score_tokens(hidden, torch.tensor([0, 4, 2, 2, 1, 3, 0]), head, VOCABULARY)
+    scores.logprobs.sum().backward()
+    forward, backward = masks[:3], masks[3:]
+    assert all(any(torch.equal(mask, other) for other in forward) for mask in backward)

@@ -42,7 +42,7 @@ class Given(Reward):
 
 
 def test_rewards_are_logged_by_these_names():
-    assert set(NAMES) == set(lit_rl.rewards.__all__) - {"AnswerFormat", "AnswerReward", "Reward", "WeightedSum"}
+    assert set(NAMES) == set(lit_rl.rewards.__all__) - {"AnswerFormat", "AnswerReward", "Guarded", "Reward", "WeightedSum"}
     assert {kind: getattr(lit_rl.rewards, kind)().name for kind in NAMES} == NAMES
     assert WeightedSum([], []).name == "weightedsum"
     assert Given().name == "given"
@@ -93,9 +93,9 @@ def two_samples() -> Rollouts:
 
 
 BROKEN = {
-    "reward given: ZeroDivisionError: division by zero": ZeroDivisionError("division by zero"),
-    "reward given: KeyError: 'gold'": KeyError("gold"),
-    "reward given: RuntimeError: first": RuntimeError("first\nsecond"),
+    "reward given: ZeroDivisionError: division by zero (sample 41)": ZeroDivisionError("division by zero"),
+    "reward given: KeyError: 'gold' (sample 41)": KeyError("gold"),
+    "reward given: RuntimeError: first (sample 41)": RuntimeError("first\nsecond"),
     "reward given: nan for sample 42, completion 'c'.": torch.tensor([1.0, 0.0, torch.nan, torch.nan]),
     "reward given: -inf for sample 41, completion 'b'.": torch.tensor([1.0, -torch.inf, 0.0, 0.0]),
     "reward given: shape (3,) for 4 completions; return one number each.": torch.ones(3),
@@ -103,6 +103,9 @@ BROKEN = {
     "reward given: shape () for 4 completions; return one number each.": torch.tensor(1.0),
     "reward given: a list; return a tensor with one number per completion.": [1.0, 0.0, 1.0, 0.0],
     "reward given: a NoneType; return a tensor with one number per completion.": None,
+    "reward given: a tensor that requires grad; return it detached, or compute it under torch.no_grad.": torch.ones(
+        4, requires_grad=True
+    ),
 }
 """Values of a broken reward by the message that they get."""
 
@@ -116,7 +119,7 @@ def test_a_broken_reward_is_an_error_of_one_line_that_names_it():
 
 def test_a_broken_reward_inside_a_weighted_sum_is_named_alone():
     for value in (ZeroDivisionError("division by zero"), torch.ones(3)):
-        with pytest.raises(ValueError, match=r"^reward given: [^:]*(: division by zero)?$"):
+        with pytest.raises(ValueError, match=r"^reward given: [^:]*(: division by zero .sample 41.)?$"):
             score_rollouts(WeightedSum([ArithmeticAnswer(), Given(value)], [1.0, 0.0]), two_samples())
 
 

@@ -1,6 +1,7 @@
 """Final answers: numbers by exact value after the last marker, expressions by their mathematics, from completions alone."""
 
 import json
+import re
 import threading
 from fractions import Fraction
 
@@ -46,6 +47,17 @@ VALUES = {
     "18 dollars": 18,
     "60%": 60,
     "$18$.\n": 18,
+    "**42**": 42,
+    "42 m²": 42,
+    "42 m^2": 42,
+    r"42 \text{ cm}^2": 42,
+    "\N{MINUS SIGN}42": -42,
+    "€42": 42,
+    r"\$42": 42,
+    r"\boxed{42}": 42,
+    "The answer is 42": 42,
+    r"10{,}000": 10000,
+    r"10\,000": 10000,
 }
 
 
@@ -55,6 +67,7 @@ def test_a_number_has_the_value_that_it_says():
 
 NO_NUMBER = ["", " ", "none", "nan", "inf", "--3", "1/0", "½", "٣", "about 18", "9" * 2000]
 TWO_NUMBERS = ["5 - 3", "5-3", "1e1", "1,00", "1,0000", "1.000,50", "2 1/2", "2½", "1/2/3", "3.4.5", "18\nNo, it is 19"]
+TWO_NUMBERS += ["5$3", "5**3", r"\boxed{42}^2"]
 
 
 def test_a_text_that_is_not_one_number_has_no_value():
@@ -74,6 +87,56 @@ def test_a_completion_without_the_marker_is_wrong_whatever_the_prompt_quotes():
 
 def test_another_number_after_the_answer_makes_it_wrong():
     assert not right(NUMBER, "#### 18 or 19", "18")
+
+
+LAST = {
+    "The answer is 42.": 42,
+    "3 + 4 = 7": 7,
+    r"So \boxed{1,200}.": 1200,
+    "The area is 42 m^2.": 42,
+    "It loses $5.50!": Fraction(11, 2),
+    "Between 5 - 3": None,
+    "From 5-3": None,
+    "No number.": None,
+}
+
+
+def test_the_last_number_answers_for_models_that_were_never_taught_the_marker():
+    untaught = FinalNumber(fallback="last_number")
+    assert {text: untaught.read(text, problem("0")) for text in LAST} == LAST
+    assert untaught.read("It is 3. #### 4 or 5", problem("0")) is None
+    assert {text: NUMBER.read(text, problem("0")) for text in LAST} == dict.fromkeys(LAST)
+
+
+def test_options_of_the_reader_are_checked():
+    with pytest.raises(ValueError, match="fallback is 'first'; write one of none, last_number"):
+        FinalNumber(fallback="first")
+    with pytest.raises(ValueError, match="marker is empty"):
+        FinalNumber(marker="")
+
+
+# --- thoughts --------------------------------------------------------------------------------------------------------
+
+THOUGHTS = {
+    "<think>#### 5 or #### 7</think>#### 42": 42,
+    "#### 5</think>It is\n#### 42": 42,
+    "<think>#### 42</think>I do not know.": None,
+    "<think>So #### 42": None,
+    "#### 42<think>or": None,
+    "#### 42": 42,
+}
+
+
+def test_an_answer_is_read_after_the_last_thought():
+    for text, answer in THOUGHTS.items():
+        assert NUMBER.answers(completions_of([problem("42")], [text])) == [answer], text
+        boxed = re.sub(r"#### (\d+)", r"\\boxed{\1}", text)
+        assert BOXED.answers(completions_of([problem("42")], [boxed])) == [answer and str(answer)], boxed
+
+
+def test_a_thought_that_the_prompt_opens_must_end():
+    opened = problem("42", prompt="Go. <think>\n")
+    assert NUMBER.answers(completions_of([opened], ["#### 42", "x</think>#### 42"])) == [None, 42]
 
 
 def test_a_gold_answer_with_thousands_is_compared_by_value():
@@ -134,6 +197,21 @@ def test_other_expressions_are_wrong():
 def test_the_last_box_counts_and_its_braces_balance():
     assert BOXED.read(r"\boxed{1} and \boxed{\frac{1}{\sqrt{2}}}.", problem("1")) == r"\frac{1}{\sqrt{2}}"
     assert BOXED.read("The answer is 1.", problem("1")) is None
+
+
+def test_boxes_of_a_list_are_one_answer_if_the_reference_has_several_values():
+    for text in (r"\boxed{1} and \boxed{2}.", r"$\boxed{2}$, $\boxed{1}$", r"\boxed{1}\text{ or }\boxed{2}", r"\boxed{1,2}"):
+        for reference in ("1, 2", r"\{1,2\}", "1 and 2"):
+            assert right(BOXED, text, reference), (text, reference)
+    assert not right(BOXED, r"\boxed{1} and \boxed{3}", "1, 2")
+    assert not right(BOXED, r"\boxed{1}. Hence \boxed{2}", "1, 2")
+    assert right(BOXED, r"\boxed{1} and \boxed{2}", "2")  # one value: the last box counts
+
+
+def test_a_full_stop_in_the_box_costs_nothing():
+    assert BOXED.read(r"\boxed{x+1.}", problem("1")) == "x+1"
+    assert right(BOXED, r"\boxed{10{,}000.}", "10000")
+    assert right(BOXED, r"\boxed{\frac{1}{\sqrt{n}}}", r"\sqrt{\frac{1}{n}}")
 
 
 def test_equal_texts_are_equal_even_if_no_judge_can_read_them():

@@ -5,6 +5,7 @@ import torch
 from tiny_rollouts import prompts_of, rollouts_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from vocabularies import spaced
 
 from lit_rl.sampling import Renderer
 from lit_rl.sampling.position_renderer import PositionRenderer
@@ -96,6 +97,24 @@ def test_without_reasoning_the_tokens_of_the_text_stay_as_they_are():
     prompts = PositionRenderer(tokenizer, "direct", 0).render(batch_of(Sample("", "", "b", 0, [1, 2], [2])))
     assert rows_of(prompts) == [[1, 2]]
     assert prompts.samples[0].prompt == "ab"
+
+
+def test_positions_begin_with_bos_once_whatever_is_cut_and_whoever_writes_it():
+    tokenizer = spaced("first", puts_bos=True)
+    begin = tokenizer.bos_token_id
+    context, target = tokenizer("Say: time time")["input_ids"], tokenizer("the")["input_ids"][1:]
+    batch = batch_of(Sample("", "", "", 0, context, target))
+    for template in ("direct", "Say: {context}"):
+        for size in (0, 2):
+            renderer = PositionRenderer(tokenizer, template, size)
+            for (row,) in (rows_of(renderer.render(batch)), rows_of(renderer.plain(batch))):
+                assert row[0] == begin
+                assert row.count(begin) == 1
+    assert rows_of(PositionRenderer(tokenizer, "direct", 2).plain(batch)) == [[begin, *context[-2:]]]
+    assert "<s>" not in PositionRenderer(tokenizer, "Say: {context}", 0).render(batch).samples[0].prompt
+    tokenizer.chat_template = "<s>{{ messages[0].content }}:"
+    (row,) = rows_of(PositionRenderer(tokenizer, "Say: {context}", 0).render(batch))
+    assert (row[0], row.count(begin)) == (begin, 1)
 
 
 def test_a_sample_that_is_not_a_position_is_refused():

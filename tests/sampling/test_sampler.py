@@ -9,6 +9,7 @@ from conftest import tiny_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_rl.evaluation import Evaluation
 from lit_rl.models import Policy
 from lit_rl.models.loading import load_tokenizer
 from lit_rl.rollouts import Rollouts
@@ -403,6 +404,12 @@ def test_rollouts_carry_no_graph(llama):
 def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(llama):
     with pytest.raises(ValueError, match=r"^a prompt of 7 tokens and 122 new ones exceed the model's 128 positions.*$"):
         Sampler(max_new_tokens=122).sample(llama, prompts_of([0, 1]), 2, KEY)
+
+
+def test_an_evaluation_that_does_not_fit_names_its_own_option(llama):
+    for sampler in (Evaluation(max_new_tokens=122).greedy, Evaluation(max_new_tokens=122).sampled):
+        with pytest.raises(ValueError, match=r"positions; lower evaluation\.max_new_tokens or shorten the prompts\.$"):
+            sampler.sample(llama, prompts_of([0, 1]), 1, KEY)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])

@@ -111,9 +111,9 @@ def test_draws_of_the_last_hook_belong_to_the_rollout_by_their_round():
 def test_times_are_those_of_the_first_draw():
     collector = collector_of(FakeActor())
     collector.draw(PROMPTS, 1)
-    assert collector.times == {}
+    assert collector.metrics == {}
     collector.collect(PROMPTS)
-    assert collector.times.keys() == {"time/rollout", "time/reward", "perf/rollout_tokens_per_second"}
-    before = collector.times
+    assert collector.metrics.keys() == {"time/rollout", "time/reward", "perf/rollout_tokens_per_second"}
+    before = collector.metrics
     collector.draw(PROMPTS, 1)
-    assert collector.times is before
+    assert collector.metrics is before

@@ -102,6 +102,13 @@ def test_gradient_of_two_processes_is_that_of_one_in_float64(one, two):
         assert_near(name, two[name]["gradients"], one[name]["gradients"], 1e-10)
 
 
+def test_rows_that_could_not_be_scored_are_counted_over_all_processes(one, two):
+    name = "gradient of grpo with failing rewards"
+    assert 0 < one[name]["metrics"]["reward/errors"] < 64
+    for metric in ("reward/errors", "reward", "reward_std", "loss"):
+        assert two[name]["metrics"][metric] == pytest.approx(one[name]["metrics"][metric]), metric
+
+
 def test_two_processes_log_the_metrics_of_one(one, two):
     for name in TRAININGS:
         assert two[name]["metrics"] == pytest.approx(one[name]["metrics"], rel=1e-4, abs=1e-5), name
