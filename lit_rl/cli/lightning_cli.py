@@ -223,7 +223,7 @@ def run_command(args: list[str], classes: dict[str, str], dry: bool = False) -> 
     # Not as an argument: processes that a strategy launches read the command line too.
     sys.argv[1:] = [*expand_help(args, classes), *([DRY_RUN] if dry else [])]
     quiet_start()
-    with ExitStack() as held, _one_line_errors():
+    with ExitStack() as held, one_line_errors():
         CLI(args[0], held, dry)
 
 
@@ -236,14 +236,14 @@ def check_arguments(args: list[str]) -> None:
     given = sys.argv[1:]
     sys.argv[1:] = args
     try:
-        with _one_line_errors():
+        with one_line_errors():
             ArgumentCheck(args[0])
     finally:
         sys.argv[1:] = given
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turn the libraries' errors about wrong input into ValueErrors, for callers that import no library."""
     register_strategies()
     try:

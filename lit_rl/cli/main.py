@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from lit_rl.cli.configs import resolve_configs
 from lit_rl.cli.errors import explain, suggestion
@@ -15,7 +16,7 @@ from lit_rl.cli.option_check import check_options
 from lit_rl.cli.own_classes import check_chosen
 from lit_rl.cli.stages import SUBCOMMANDS
 
-COMMANDS = (*SUBCOMMANDS, "pipeline")
+COMMANDS = (*SUBCOMMANDS, "pipeline", "replay")
 
 HELP = """usage: lit-rl COMMAND [--config CONFIG ...] [--KEY VALUE ...]
 
@@ -26,6 +27,7 @@ Reinforcement learning for language models on PyTorch Lightning.
   lit-rl test --config CONFIG                       evaluate on the test problems
   lit-rl predict --config CONFIG                    write answers to the test problems to predictions.jsonl
   lit-rl pipeline FILE [--folder DIR]               several runs in a row, resumed where they stopped
+  lit-rl replay FILE --config CONFIG                compute a failed step again (failed_step-<step>.pt of a run)
 
 A CONFIG is a file or the name of one that comes with the package; later ones and flags change earlier ones.
 
@@ -71,10 +73,20 @@ def run(args: list[str]) -> None:
     dry = "--dry-run" in rest
     if dry and command != "fit":
         raise ValueError("--dry-run goes with fit: other commands take no step.")
+    file = ""
+    if command == "replay":
+        if not rest or rest[0].startswith("-"):
+            raise ValueError("write lit-rl replay FILE and the run's --config; FILE is a failed_step-<step>.pt of its folder.")
+        command, file, rest = "validate", rest[0], rest[1:]
     # The parser does not know this flag.
     args = resolve_configs([command, *(arg for arg in rest if arg != "--dry-run")])
     classes = check_options(args)
     check_chosen(classes.all)
+    if file:
+        from lit_rl.cli.replay import run_replay
+
+        run_replay(args, classes.now, Path(file))
+        return
     from lit_rl.cli.lightning_cli import run_command
 
     run_command(args, classes.now, dry)

@@ -124,6 +124,12 @@ def recorded(trainer: pl.Trainer) -> Iterator[None]:
         write(False, "error")
         raise
     write(True, _reason(trainer))
+    if trainer.is_global_zero:
+        # Otherwise the next job in this folder would go on with the finished run instead of beginning its own.
+        newest = last_checkpoint(Path(trainer.default_root_dir))
+        for old in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
+            if old != newest:
+                old.unlink()
 
 
 def _reason(trainer: pl.Trainer) -> str:

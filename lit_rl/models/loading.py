@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,26 @@ def missing_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tenso
     return torch.tensor(missing) if missing else None
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that end a completion, in ascending order: the tokenizer's, the chat template's and those of the model."""
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, further: Sequence[str] = ()) -> list[int]:
+    """Token ids that end a completion, in ascending order: the tokenizer's, the chat template's, the model's, and further ones.
+
+    Raises:
+        ValueError: if a further text is not a token.
+    """
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     # A chat model often ends its turn by a token that is not the tokenizer's end token.
     ids = [] if named is None else [named] if isinstance(named, int) else list(named)
     turn = AssistantTurn.of(tokenizer)
-    return sorted({*ids, tokenizer.eos_token_id, *([turn.end] if turn else [])})
+    return sorted({*ids, tokenizer.eos_token_id, *([turn.end] if turn else []), *(_token(text, tokenizer) for text in further)})
+
+
+def _token(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the one token that a text is, by its name in the vocabulary (``<|im_end|>``) or as text (a line break)."""
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[text]] if text in vocabulary else tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or tokenizer.decode(ids) != text:
+        raise ValueError(f"model.policy.stop_tokens: {text!r} is not one token of the tokenizer; write texts that are.")
+    return int(ids[0])
 
 
 def position_limit(config: PretrainedConfig) -> int | None:

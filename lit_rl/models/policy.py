@@ -48,7 +48,7 @@ class Policy(nn.Module):
         self.model.train()  # transformers hands out pretrained models in eval mode
         self.spec = spec
         causal_lm = self.causal_lm
-        self.end_tokens = end_tokens(causal_lm, tokenizer)
+        self.end_tokens = end_tokens(causal_lm, tokenizer, spec.stop_tokens)
         self.value_head: ValueHead | None = None
         # Rows of the head, often more than the tokenizer has tokens.
         self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]

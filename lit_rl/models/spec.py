@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -39,6 +39,9 @@ class PolicySpec:
     tokenizer: str | None = None
     """Hugging Face name or folder of a tokenizer, or ``arithmetic``, ``reasoning``, ``bytes``, ``rpn13``, ``rpn113`` (RPN by
     its modulus); default: the tokenizer beside ``pretrained``."""
+    stop_tokens: list[str] = field(default_factory=list)
+    """Tokens, as text, that end a completion beside the tokenizer's end token, the chat template's end of turn and those that
+    the model names; e.g. a line break."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of the weights. Keep float32, and choose the precision of computations by ``trainer.precision``: weights that
     learn must have it. Under ``lora`` the base may be bfloat16, since the adapters stay float32."""

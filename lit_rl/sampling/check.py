@@ -37,6 +37,8 @@ def check_policy(policy: Policy) -> None:
         ValueError: if no attention implementation that the config allows gives the model's own results. Sampler and learner
             would agree with each other, but train another model than the exported one.
     """
+    if any(getattr(module, "router_jitter_noise", 0) for module in policy.modules()):
+        raise ValueError(_refusal(policy, "its router draws experts at random in train mode (router_jitter_noise)."))
     training, own = policy.training, policy.causal_lm.config._attn_implementation
     policy.eval()
     try:
@@ -76,6 +78,7 @@ def _comparisons(policy: Policy) -> list[Comparison]:
     if reference is not None and small is not None:
         device = "cuda" if flash else next(policy.parameters()).device
         small.model.load_state_dict(reference.model.state_dict())
+        small.disable_dropout()
         with suppress(Exception):  # the model's own code may refuse what is short; the policy itself is compared all the same
             found.append(Comparison(small.to(device), LONG_ROWS, reference.to(device), gradient=not flash))
     return found if flash else [*found, Comparison(policy, SHORT_ROWS)]

@@ -34,7 +34,7 @@ class Comparison:
         policy: the policy, in eval mode.
         rows: lengths of the rows; they are cut to the model's positions.
         reference: the policy to take results from; default: the policy itself, made eager for as long.
-        gradient: whether to compare gradients too.
+        gradient: whether to compare gradients too, and to learn in train mode; its dropout must be off.
     """
 
     def __init__(self, policy: Policy, rows: Rows, reference: Policy | None = None, gradient: bool = False) -> None:
@@ -72,11 +72,15 @@ class Comparison:
         Args:
             sequences: as whole sequences, the way of supervised training; otherwise as completions of shared prompts.
         """
-        with torch.set_grad_enabled(self.gradient):
-            rows, policy = self.rollouts, self.policy
-            hidden = policy.sequence_states(_sequences(rows)) if sequences else policy.hidden_states(rows)
-            found = _logprobs(policy.head()(hidden))
-            gradient = self._gradient(policy, found)
+        rows, policy = self.rollouts, self.policy
+        policy.train(self.gradient)  # as the learner runs it
+        try:
+            with torch.set_grad_enabled(self.gradient):
+                hidden = policy.sequence_states(_sequences(rows)) if sequences else policy.hidden_states(rows)
+                found = _logprobs(policy.head()(hidden))
+                gradient = self._gradient(policy, found)
+        finally:
+            policy.eval()
         difference = self._difference(found.detach())
         if gradient is None or self.expected_gradient is None:
             return difference

@@ -56,8 +56,8 @@ class Windows:
 
     def select(self, windows: NDArray[Any]) -> Windows:
         """Windows of the same sequence, given by their numbers or by a mask (W)."""
-        arrays = (array[windows] for array in (self.starts, self.firsts, self.ends, self.limits))
-        return Windows(self.ids, *arrays, self.opening)
+        starts, firsts, ends, limits = (array[windows] for array in (self.starts, self.firsts, self.ends, self.limits))
+        return Windows(self.ids, starts, firsts, ends, limits, self.opening)
 
     @classmethod
     def of_documents(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Windows:
@@ -100,5 +100,5 @@ def slide(ids: Ints, document_ends: Ints, size: int, context: int, stride: int, 
         firsts[1:] = np.maximum(firsts[1:], ends[:-1])
         kept = firsts < ends  # overlapping windows may have no target left
         pieces.append(np.stack([starts, firsts, ends, np.full(count, end)])[:, kept])
-    arrays = np.concatenate(pieces, axis=1) if pieces else np.zeros((4, 0), dtype=np.int64)
-    return Windows(ids, *arrays, opening)
+    starts, firsts, ends, limits = np.concatenate(pieces, axis=1) if pieces else np.zeros((4, 0), dtype=np.int64)
+    return Windows(ids, starts, firsts, ends, limits, opening)

@@ -116,7 +116,8 @@ def keep_whole(trainer: pl.Trainer) -> Continuation:
 def _unlogged(trainer: pl.Trainer) -> dict[str, Any] | None:
     """Step and metrics that Lightning logs only after the hooks of the current batch, in one of which it may be now."""
     loop = trainer.fit_loop.epoch_loop
-    progress, connector = loop.batch_progress.current, trainer._logger_connector
+    progress: Any = loop.batch_progress.current
+    connector = trainer._logger_connector
     inside = trainer.training and progress.processed == progress.completed + 1 and connector._first_loop_iter is not None
     if not inside or loop._should_accumulate() or not connector.should_update_logs:
         return None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import pickle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lit_rl.files import new_file
+from lit_rl.models.policy import Policy
 from lit_rl.rollouts import Rollouts
 from lit_rl.runtime import Runtime
 from lit_rl.training.resume import collect_states
@@ -51,37 +53,44 @@ def load_failed_step(path: Path) -> FailedStep:
         content = torch.load(path, weights_only=True)
         return FailedStep(content["failed_step"], [[MicroBatch.from_state(each) for each in own] for own in content["ranks"]])
     # torch's own errors about a file that it cannot read are of many kinds.
-    except (RuntimeError, LookupError, TypeError, ValueError, EOFError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a failed step (failed_step-<step>.pt of a run's folder).") from error
 
 
-def replay(
-    step: FailedStep,
-    loss: Callable[[MicroBatch[Any]], BatchLoss],
-    score: Callable[[Any], Tensor],
-    parameters: Iterable[nn.Parameter],
-    device: torch.device,
-) -> list[str]:
+class Learner(Protocol):
+    """Part of a module that computes losses."""
+
+    def batch_loss(self, batch: MicroBatch[Any]) -> BatchLoss:
+        """Share of a micro-batch in the loss of its step."""
+
+    @property
+    def policy(self) -> Policy:
+        """The policy."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Weights that learn."""
+
+
+def replay(step: FailedStep, module: Learner, device: torch.device) -> list[str]:
     """Compute the loss and the gradient of a step again; returns lines to read.
 
     Args:
         step: the step.
-        loss: micro-batch -> its share in the loss of the step.
-        score: rows -> (N, T) log-probabilities of their tokens.
-        parameters: weights that learn.
-        device: where they are.
+        module: the module that learns.
+        device: the module's device.
     """
     total, lines = 0.0, []
     for rank, batches in enumerate(step.batches):
         for number, batch in enumerate(batches):
             batch = batch.to(device)
-            share = loss(batch).loss
-            share.backward()
-            total += float(share)
+            loss = module.batch_loss(batch).loss
+            loss.backward()
+            total += float(loss.detach())
+            policy, rows = module.policy, batch.rows
             with torch.no_grad():
-                logprobs = score(batch.rows).float()
-            lines += [f"rank {rank}, micro-batch {number}, {line}" for line in not_finite(batch.rows, logprobs)]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                scores = policy.score_sequences(rows) if isinstance(rows, TokenBatch) else policy.score(rows, details=False)
+            lines += [f"rank {rank}, micro-batch {number}, {line}" for line in not_finite(rows, scores.logprobs.float())]
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
     return [f"step {step.step + 1}: loss {total:.6g}, gradient norm {norm:.6g}", *lines]
 

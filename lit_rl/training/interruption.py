@@ -87,8 +87,8 @@ class Interruption(Callback):
         assert self._trainer is not None
         if self._trainer.world_size > 1:
             return not self._training
-        stream = self._trainer.lightning_module.stream
-        return not self._training or self._validating or (stream is not None and stream.in_rollout)
+        stream: Any = self._trainer.lightning_module.stream
+        return not self._training or self._validating or bool(stream is not None and stream.in_rollout)
 
     def stop_if_asked(self, trainer: pl.Trainer) -> None:
         """End the run here, between two optimizer steps, if a signal came to any rank."""

@@ -22,8 +22,8 @@ class MetricsLog(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        if self._experiment is None:
+    def experiment(self) -> _Rows:
+        if not isinstance(self._experiment, _Rows):
             self._experiment = _Rows(self.log_dir)
         return self._experiment
 

@@ -12,7 +12,7 @@ from fuzz_inputs import Inputs
 from lit_rl.cli import lightning_cli, pipeline
 from lit_rl.cli.main import main
 
-SHORT, LONG = 100, 5000
+SHORT, LONG = 60, 5000
 SECONDS = 60  # for one input: it hangs if it takes longer
 KINDS = ("command_line", "command_line", "config", "data", "pipeline")
 

@@ -55,7 +55,7 @@ def stream(
         sampler=SimpleNamespace(max_new_tokens=LIMIT),
         collect=lambda prompts: rollouts,
         number=0,
-        times={},
+        metrics={},
     )
     plan = BatchPlan(8, 1, 1, epochs, minibatches, accumulate)
     return Experience(Loader(["prompts"]), plan, collector, lambda rows: {}, nullcontext, aggregation, lambda: skips)
