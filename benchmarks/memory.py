@@ -67,7 +67,7 @@ def lit_rl_update(model: str, rows: int, length: int, vocabulary: int, device: s
 
     def update() -> None:
         scores = policy.score(batch, details=False)
-        losses = Objective().token_losses(scores, batch, 0.0, 0.0).losses
+        losses = Objective().token_losses(scores, batch, 0.0).losses
         (losses * token_weights(batch.loss_mask, "token", rows * length, rows, length)).sum().backward()
 
     return update

@@ -104,7 +104,7 @@ def plain_run(model: str, workload: Workload, device: str) -> dict[str, float]:
         rollouts.advantages = rollouts.within_groups(rollouts.rewards, group_advantages)[:, None] * rollouts.mask
         rows = rollouts.select(list(range(len(prompts)))).merge_duplicates()
         scores = policy.score(rows, details=False)
-        losses = objective.token_losses(scores, rows, 0.0, 0.0).losses
+        losses = objective.token_losses(scores, rows, 0.0).losses
         tokens = int(rollouts.loss_mask.sum())
         weights = token_weights(rows.loss_mask, objective.aggregation, tokens, len(rollouts), workload.new_tokens)
         (losses * weights * rows.multiplicity[:, None]).sum().backward()

@@ -23,6 +23,7 @@ from lit_rl.options import check_choice
 from lit_rl.randomness import seeded
 from lit_rl.rollouts import Rollouts
 from lit_rl.runtime import Runtime
+from lit_rl.sampling.check import check_policy
 from lit_rl.text.windows import Windows
 
 from .metered import MeteredCallback
@@ -146,6 +147,7 @@ class EntropyFilter(MeteredCallback):
         # The module's seed, so that a policy from scratch gets the weights that it will train with.
         with seeded(module.seed):
             policy = Policy(self.proxy or module.policy_spec, module.tokenizer)
+        check_policy(policy)
         return policy.to(trainer.strategy.root_device)
 
     def _refuse_threshold(self, trainer: pl.Trainer, module: PolicyModule, windows: Windows) -> None:

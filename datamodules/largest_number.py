@@ -29,10 +29,8 @@ class LargestNumber(GeneratedData[NumberList]):
     def setup(self, stage: str) -> None:
         write = partial(ask, tokenizer=self.tokenizer, chat=self.chat)
         # Seed 0 whatever the seed of the run: all runs answer the same questions.
-        val, test = (
-            LargestNumberProblems(self.grammar, size, 0, write, split)
-            for size, split in ((self.val_problems, "val"), (self.test_problems, "test"))
-        )
+        val = LargestNumberProblems(self.grammar, self.val_problems, 0, write, "val")
+        test = LargestNumberProblems(self.grammar, self.test_problems, 0, write, "test")
         self.val_set, self.test_set = list(val.distinct().values()), list(test.distinct().values())
         self.problems = LargestNumberProblems(self.levels[self.level], self.epoch_size, self.seed, write)
         self.train_set = self.problems

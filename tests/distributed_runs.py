@@ -67,6 +67,15 @@ def sft(dtype="float32"):
     return SFT(tiny_spec(dtype=dtype), optimizer=ADAM, evaluation=SHORT)
 
 
+class Spoiled(SFT):
+    """A loss that is not a number in the second step, on the last rank."""
+
+    def batch_loss(self, batch):
+        loss = super().batch_loss(batch)
+        spoiled = self.trainer.global_step == 1 and self.trainer.global_rank == self.trainer.world_size - 1
+        return loss._replace(loss=loss.loss * float("nan")) if spoiled else loss
+
+
 RUNS = {
     "grpo": (grpo, {"max_steps": 4}),
     "grpo without a reference": (lambda: grpo(kl_coef=0.0, advantage_scale="group"), {"max_steps": 4}),
@@ -81,6 +90,7 @@ RUNS = {
     "ppo with a critic warming up": (lambda: ppo(critic_warmup=3), {"max_steps": 4}),
     "ppo with a critic of its own": (lambda: ppo(critic=tiny_spec(), critic_lr=3e-3), {"max_steps": 4}),
     "sft": (sft, {"max_steps": 4}),
+    "sft with a failed step": (lambda: Spoiled(tiny_spec(), optimizer=ADAM, evaluation=SHORT), {"max_steps": 4}),
     "gradient of grpo": (lambda: grpo("float64", minibatches=1), {"max_steps": 1}),
     "gradient of grpo with everything": (lambda: everything("float64", minibatches=1), {"max_steps": 1}),
     "gradient of grpo with failing rewards": (

@@ -224,7 +224,8 @@ def killed_run(whole: dict[str, Any], folder: Path, algorithm: str, phase: str, 
     file, output = config(folder, algorithm), folder.with_suffix(".log")
     moments = []
     for _ in range(numbers.choice((1, 1, 2))):
-        number, moment = numbers.randint(1, STEPS), numbers.uniform(0, seconds)
+        # Two steps a rollout, so half as many rollouts.
+        number, moment = numbers.randint(1, STEPS // 2 if phase == "rollout" else STEPS), numbers.uniform(0, seconds)
         hit = kill(file, output, phase, number, moment)
         moments.append((f"{moment:.2f} s" if phase == "random" else f"no. {number}") + ("" if hit else " (too late)"))
     finish(file, output)

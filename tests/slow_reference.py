@@ -83,10 +83,8 @@ def has_drifted(row: Row, logprobs: list[Tensor], threshold: float) -> bool:
     return sum(b - new.item() for new, b in zip(logprobs, row.sampler, strict=True)) / len(logprobs) > threshold
 
 
-def token_losses(
-    o: Objective, row: Row, logprobs: list[Tensor], entropies: list[Tensor], kl_coef: float, entropy_coef: float
-) -> list[Tensor]:
-    """w m L + kl_coef KL - entropy_coef H at each token of a row."""
+def token_losses(o: Objective, row: Row, logprobs: list[Tensor], kl_coef: float) -> list[Tensor]:
+    """w m L + kl_coef KL at each token of a row."""
     corrects = o.correction.method != "none"
     own = [new.item() for new in logprobs] if row.old is None else row.old
     old = own if corrects else row.sampler
@@ -99,7 +97,7 @@ def token_losses(
         if row.reference and o.kl_in == "loss":
             share = torch.exp(new - old[t]) if o.kl_weighted else 1
             loss = loss + kl_coef * share * kl(o.kl_estimator, new, row.reference[t])
-        losses.append(loss - entropy_coef * entropies[t])
+        losses.append(loss)
     return losses
 
 
@@ -113,16 +111,15 @@ def step_loss(
     constant_length: int,
 ) -> Tensor:
     """The loss of an optimizer step over the rows that count and have a token; a constant denominator counts all rows."""
-    by_row = [
-        token_losses(o, row, logprobs[n], entropies[n], kl_coef, entropy_coef)
-        for n, row in enumerate(rows)
-        if row.in_loss and row.sampler
-    ]
+    counted = [n for n, row in enumerate(rows) if row.in_loss and row.sampler]
+    by_row = [token_losses(o, rows[n], logprobs[n], kl_coef) for n in counted]
+    tokens = sum(len(losses) for losses in by_row)
+    bonus = entropy_coef * sum(sum(entropies[n]) for n in counted) / tokens
     if o.aggregation == "token":
-        return sum(sum(losses) for losses in by_row) / sum(len(losses) for losses in by_row)
+        return sum(sum(losses) for losses in by_row) / tokens - bonus
     if o.aggregation == "constant":
-        return sum(sum(losses) for losses in by_row) / (constant_length * len(rows))
-    return sum(sum(losses) / len(losses) for losses in by_row) / len(by_row)
+        return sum(sum(losses) for losses in by_row) / (constant_length * len(rows)) - bonus
+    return sum(sum(losses) / len(losses) for losses in by_row) / len(by_row) - bonus
 
 
 # --- advantages --------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ VOCABULARY = {
     "randomness",
     "options",
     "runtime",
+    "ranks",
 }
 """Files at the top of lit_rl: the words that all packages share."""
 MAX_LEVELS = 9

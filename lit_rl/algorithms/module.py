@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -12,7 +12,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_rl.datamodules.base import PromptDataModule
 from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.models.compiling import compile_policy
 from lit_rl.models.loading import load_tokenizer
@@ -25,9 +24,9 @@ from lit_rl.runtime import Runtime
 from lit_rl.sampling.actor import Actor
 from lit_rl.sampling.check import check_policy
 from lit_rl.sampling.renderer import Renderer
-from lit_rl.training.batch_plan import BatchPlan
-from lit_rl.training.checks import check_equal_work, check_intervals, check_precision, check_trainer
-from lit_rl.training.dry_run import check_judge
+from lit_rl.training.batch_plan import BatchPlan, planned_steps
+from lit_rl.training.checks import check_intervals, check_start
+from lit_rl.training.optimizer import build_optimizer
 from lit_rl.training.optimizer_step import OptimizerStep
 from lit_rl.training.resume import check_checkpoint, collect_states, describe_models, make_resumable, state_of_rank
 from lit_rl.training.schedule import Schedule
@@ -130,9 +129,10 @@ class PolicyModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         groups = self.parameters_to_learn()
         check_learning(groups)
-        optimizer = self._optimizer(list(groups.values()))
+        optimizer = build_optimizer(self._optimizer, list(groups.values()), self.trainer)
+        self._step.parts = list(groups)
         # Counted in optimizer steps, so it moves by step below; Lightning's default is by epoch.
-        scheduler = self._schedule.build(optimizer, self.trainer.max_steps)
+        scheduler = self._schedule.build(optimizer, planned_steps(self.trainer, self.batch_plan))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
@@ -142,27 +142,23 @@ class PolicyModule(pl.LightningModule):
 
     def training_data(self, loader: DataLoader) -> TrainingStream[Any]:
         """Training stream of a loader of prompts; a data module's ``train_dataloader`` returns it."""
+        if self._stream is not None:
+            # `reload_dataloaders_every_n_epochs`: the data are new, the position in them stays.
+            self._stream_state = self._stream.state_dict()
         # The loader's batches are of one rank.
         self._stream = self.training_stream(loader, self.batch_plan((loader.batch_size or 1) * self.trainer.world_size))
         if self._stream_state is not None:
             self._stream.load_state_dict(self._stream_state)
             self._stream_state = None
+        self._stream.repeats = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._stream
 
     def setup(self, stage: str) -> None:
-        check_trainer(self.trainer)
-        if stage == "fit":
-            check_precision(self.trainer)
+        check_start(self.trainer, stage, self.evaluation, every_forward_together=self.policy_spec.unshard == "layer")
         self._interruption = make_resumable(self.trainer)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and stage == "fit":
-            self.batch_plan(data.batch_size).show()
-        if isinstance(data, PromptDataModule) and stage in ("fit", "validate", "test") and self.evaluation.generates:
-            check_judge(self.evaluation.correct, data.test_set if stage == "test" else data.val_set)
-        if data is not None and self.policy_spec.unshard == "layer":
-            # Data modules are set up before the module, so the sets exist.
-            problems = data.val_set if stage in ("fit", "validate") else data.test_set
-            check_equal_work(len(problems), self.trainer.world_size)
+        if stage == "fit":
+            self._stream = None  # a run does not go on with the stream of an earlier one
+            self.batch_plan(self.trainer.datamodule.batch_size).show()  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         if self._stream is None:
@@ -209,6 +205,8 @@ class PolicyModule(pl.LightningModule):
             Logged values, the same on all ranks; nothing before the last micro-batch of the step.
         """
         values = self._step.add(batch, loss, self.runtime)
+        if batch.last and self._stream is not None:
+            values |= self._stream.seen
         shown = {name: value for name, value in values.items() if name in ON_PROGRESS_BAR}
         self.log_dict(shown, prog_bar=True, on_step=True, on_epoch=False)
         rest = {name: value for name, value in values.items() if name not in shown}
@@ -273,6 +271,14 @@ class PolicyModule(pl.LightningModule):
         with self.unsharded():
             yield
         set_generator_state(before)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **options: Any) -> NoReturn:  # type: ignore[override]
+        """Refused: a checkpoint holds weights and the state of a run, but no options of a module."""
+        raise ValueError(
+            "a checkpoint holds no options: open the run's export with AutoModelForCausalLM.from_pretrained, or build the "
+            "module and call trainer.validate(module, datamodule=data, ckpt_path=...)."
+        )
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

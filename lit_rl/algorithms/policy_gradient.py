@@ -57,7 +57,7 @@ class PolicyGradient(PolicyModule):
         overlong: treatment of completions that reach the length limit or come near it.
         objective: surrogate, ratio, clipping, aggregation, KL estimator, corrections.
         kl_coef: weight of the KL to the starting policy, in nats; 0 keeps no reference policy.
-        entropy_coef: weight of the entropy bonus, in nats; 0 leaves it out.
+        entropy_coef: weight of the entropy bonus, the mean over the tokens in the loss in nats; 0 leaves it out.
         lm_coef: weight of the language-model loss on the prompts' true completions, the mean over their own tokens; 0 leaves
             it out.
     """
@@ -230,12 +230,15 @@ class PolicyGradient(PolicyModule):
         # Against the sampler's record: a detached copy of the learner's own values would always give 0.
         log_ratio = (scores.logprobs - rollouts.logprobs).detach() * rollouts.sampled  # (N, T)
         self._check_sampler(batch, log_ratio)
-        losses, shares, means, weights = self.objective.token_losses(scores, rollouts, self.kl_coef, self.entropy_coef)
+        losses, shares, means, weights = self.objective.token_losses(scores, rollouts, self.kl_coef)
         loss = (losses * batch.weights).sum()
         sampled = rollouts.sampled * rollouts.multiplicity[:, None]  # (N, T)
         in_loss = rollouts.loss_mask * rollouts.multiplicity[:, None]
         # Divided by the count of the whole step, so that shares of micro-batches and ranks add up.
         sums = {name: (value * in_loss).sum() / max(batch.num_tokens, 1) for name, value in shares.items()}
+        if self.entropy_coef:
+            # A mean over tokens whatever the aggregation, which would scale the coefficient.
+            loss = loss - self.entropy_coef * (scores.entropies * in_loss).sum() / max(batch.num_tokens, 1)
         if self.lm_coef:
             # Every prompt is in the batch: with this term no group is left out.
             sums["lm_loss"] = self._language_loss(batch)

@@ -125,7 +125,7 @@ class PPO(PolicyGradient):
 
     def parameters_to_learn(self) -> dict[str, dict[str, Any]]:
         rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
-        critic = {"params": self.critic.parameters(), "name": "critic"} | rate
+        critic = {"params": self.critic.parameters()} | rate
         return {"policy": {"params": self.policy_parameters()}, "critic": critic}
 
     def policy_parameters(self) -> list[nn.Parameter]:

@@ -28,7 +28,8 @@ class Replay(CLI):
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         # The file holds the micro-batches of all ranks.
-        self.config["validate"].trainer.update({"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False})
+        trainer = self.config["validate"].trainer
+        trainer.strategy, trainer.devices, trainer.num_nodes, trainer.logger = "auto", 1, 1, False
 
     def _run_subcommand(self, subcommand: str) -> None:
         module, trainer, path = self.model, self.trainer, self.config[subcommand].ckpt_path

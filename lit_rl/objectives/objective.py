@@ -1,6 +1,6 @@
 """Objective of a policy-gradient step: surrogate, importance ratio and corrections.
 
-    loss_t = w_t m_t L(rho_t, A_t) + kl_coef KL_t - entropy_coef H_t
+    loss_t = w_t m_t L(rho_t, A_t) + kl_coef KL_t
 
 L is the surrogate, rho the importance ratio, A the advantage, w the importance weight between sampler and learner, m the
 gradient mask. `docs/objectives.md` lists the published algorithms as values of these options.
@@ -168,14 +168,13 @@ class Objective:
                     f"{with_ratio}. What goes together: {together}."
                 )
 
-    def token_losses(self, scores: TokenScores, rows: Rollouts, kl_coef: float, entropy_coef: float) -> TokenLosses:
+    def token_losses(self, scores: TokenScores, rows: Rollouts, kl_coef: float) -> TokenLosses:
         """Objective at each sampled token.
 
         Args:
             scores: scores of the tokens under the policy that learns.
             rows: rollouts with advantages.
             kl_coef: weight of the KL to the reference.
-            entropy_coef: weight of the entropy bonus.
         """
         logprobs, means = scores.logprobs, {}
         old = self._old_logprobs(logprobs, rows)
@@ -193,14 +192,12 @@ class Objective:
             shares["off_policy_masked"] = ~keep
         if rows.has("gradient_mask"):
             losses = losses * rows.gradient_mask
-        # After the masks and weights above: they are about the policy gradient, while KL and entropy hold at every token.
+        # After the masks and weights above: they are about the policy gradient, while the KL holds at every token.
         if rows.has("ref_logprobs") and self.kl_in == "loss":
             kl = kl_estimate(logprobs, rows.ref_logprobs, self.kl_estimator)
             losses = losses + kl_coef * (kl * ratio if self.kl_weighted else kl)
             # k3 whatever the estimator of the loss, so that runs compare.
             means["kl"] = kl_estimate(logprobs.detach(), rows.ref_logprobs)
-        if entropy_coef:
-            losses = losses - entropy_coef * scores.entropies
         return TokenLosses(losses, shares, means, weights)
 
     def _old_logprobs(self, logprobs: Tensor, rows: Rollouts) -> Tensor:

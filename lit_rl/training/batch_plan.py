@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -81,6 +83,24 @@ class BatchPlan:
         for row in self.rows():
             table.add_row(*row)
         Console().print(table)
+
+
+def planned_steps(trainer: pl.Trainer, plan: Callable[[int], BatchPlan]) -> int:
+    """Optimizer steps of a run, by ``trainer.max_steps`` or else ``max_epochs``; -1 if nothing bounds them.
+
+    Args:
+        trainer: the Trainer.
+        plan: prompts per batch -> plan.
+    """
+    data, epochs = trainer.datamodule, trainer.max_epochs  # type: ignore[attr-defined]
+    if trainer.max_steps >= 0 or epochs is None or epochs < 0:
+        return trainer.max_steps
+    sizes, limit = plan(data.batch_size), trainer.limit_train_batches  # type: ignore[attr-defined]
+    # Not `trainer.estimated_stepping_batches`, after which Lightning restores no position in the data.
+    length = len(data.train_set) // data.batch_size * sizes.micro_batches
+    # As Lightning reads it: a share of an epoch, or a number of its micro-batches.
+    length = int(length * limit) if isinstance(limit, float) else min(length, limit)
+    return length // sizes.accumulate * epochs
 
 
 def balanced_parts(costs: list[int], parts: int) -> list[list[int]]:

@@ -2,20 +2,96 @@
 
 from __future__ import annotations
 
+import os
+
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import FSDPStrategy
+import torch
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+
+from lit_rl.datamodules.base import PromptDataModule
+from lit_rl.evaluation.accuracy import Evaluation
+from lit_rl.training.dry_run import check_judge
+
+TRIALS = (
+    "tries values in runs of a few steps, which would move the data of the real one; "
+    "remove it, and write model.optimizer.lr and data.batch_size."
+)
+REFUSED_CALLBACKS: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "changes the batch plan while it runs; remove it and set trainer.accumulate_grad_batches.",
+    # It copies the module in `setup`.
+    StochasticWeightAveraging: "averages a module that has no weights yet; write EMAWeightAveraging.",
+    LearningRateFinder: TRIALS,
+    BatchSizeFinder: TRIALS,
+}
+"""Callbacks that cannot work, and what their line says."""
+
+
+def check_start(trainer: pl.Trainer, stage: str, evaluation: Evaluation, *, every_forward_together: bool) -> None:
+    """Refuse what can be known to fail as soon as Trainer, data and module have met.
+
+    Args:
+        trainer: the Trainer.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+        evaluation: answers and judges held-out problems.
+        every_forward_together: whether each forward pass is one of all ranks.
+    """
+    check_trainer(trainer)
+    if stage == "fit":
+        check_precision(trainer)
+        check_data(trainer)
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        return
+    # Data modules are set up before the module, so the sets exist.
+    if isinstance(data, PromptDataModule) and stage in ("fit", "validate", "test") and evaluation.generates:
+        check_judge(evaluation.correct, data.test_set if stage == "test" else data.val_set)
+    if every_forward_together:
+        problems = data.val_set if stage in ("fit", "validate") else data.test_set
+        check_equal_work(len(problems), trainer.world_size)
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
     """Refuse strategies and callbacks that cannot work with training streams or with clipping by norm."""
-    if isinstance(trainer.strategy, FSDPStrategy):
-        raise ValueError("trainer.strategy fsdp cannot clip gradients by norm; write --trainer.strategy fsdp2.")
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    _check_strategy(trainer)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for kind, reason in REFUSED_CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise ValueError(f"{kind.__name__} {reason}")
+
+
+def _check_strategy(trainer: pl.Trainer) -> None:
+    """Refuse every strategy but those in which all ranks are known to learn one model from all data."""
+    strategy = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy):
+        ranks = strategy.device_mesh["data_parallel"].size()
+        if ranks != trainer.world_size:
+            raise ValueError(
+                f"trainer.strategy ModelParallelStrategy shares the data over {ranks} of {trainer.world_size} processes, and "
+                "the others' gradients would be lost; write --trainer.strategy fsdp2."
+            )
+    elif not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
+        # FSDP (the older one) cannot clip by norm, DeepSpeed accumulates and clips by itself.
         raise ValueError(
-            "GradientAccumulationScheduler changes the batch plan while it runs; "
-            "remove it and set trainer.accumulate_grad_batches."
+            f"trainer.strategy {type(strategy).__name__} does not work with lit-rl; write ddp, or fsdp2 for sharded weights."
         )
+    if trainer.world_size == 1 and torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ValueError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, and the Trainer knows of one: each would train a model of "
+            "its own; write --trainer.devices as many as processes on a machine."
+        )
+
+
+def check_data(trainer: pl.Trainer) -> None:
+    """Refuse loaders without a data module."""
+    if trainer.datamodule is None:  # type: ignore[attr-defined]
+        raise ValueError("trainer.fit needs a data module of lit_rl: write trainer.fit(module, datamodule=...), not loaders.")
 
 
 def check_precision(trainer: pl.Trainer) -> None:
@@ -36,7 +112,7 @@ def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     counts = {
-        "trainer.limit_train_batches": trainer.num_training_batches,
+        "trainer.overfit_batches" if trainer.overfit_batches else "trainer.limit_train_batches": trainer.num_training_batches,
         "trainer.val_check_interval": trainer.val_check_batch if trainer.enable_validation else micro_batches,
     }
     for name, count in counts.items():

@@ -64,6 +64,10 @@ class Experience(TrainingStream[Rollouts]):
         self.collector.number += 1
         self.metrics = rollout_metrics(rollouts, self.runtime.gather) | finished | self.collector.metrics
 
+    def size(self) -> tuple[int, int]:
+        prompts = self.rollouts.prompts
+        return len(prompts), int(prompts.mask.sum() + self.rollouts.lengths.sum())
+
     def draw(self, round: int) -> Rollouts:
         """Scored completions of this rank's next batch of prompts, for a callback that needs more in `on_rollout_end`.
 

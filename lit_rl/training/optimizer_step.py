@@ -30,6 +30,8 @@ class OptimizerStep:
     def __init__(self, max_skipped: int) -> None:
         self.max_skipped = max_skipped
         self.skipped = self.skipped_in_row = 0
+        self.parts = ["policy"]
+        """Names of the optimizer's groups."""
         self._metrics = StepMetrics({})
         self._batches: list[MicroBatch[Any]] = []
         self._loss = 0.0
@@ -74,7 +76,9 @@ class OptimizerStep:
             # None and not 0: gradients of zero would still decay weights and move them by momentum.
             optimizer.zero_grad(set_to_none=True)
             self._fail(norm, runtime)
-        rates = {f"lr/{group.get('name', n)}" if n else "lr": group["lr"] for n, group in enumerate(optimizer.param_groups)}
+        # The policy's rate has the name that dashboards know.
+        names = ["lr", *(f"lr/{part}" for part in self.parts[1:])]
+        rates = {name: float(group["lr"]) for name, group in zip(names, optimizer.param_groups, strict=True)}
         seconds = time.perf_counter() - self._start
         return {"grad_norm": norm, "skipped_steps": float(self.skipped), "time/update": seconds} | rates
 

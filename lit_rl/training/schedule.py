@@ -8,6 +8,10 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+NEEDS_METRIC = ("reduce_lr_on_plateau", "greedy")
+WITHOUT_END = ("constant", "constant_with_warmup", "inverse_sqrt")
+"""Schedules that do not depend on the number of steps."""
+
 
 @dataclass
 class Schedule:
@@ -29,9 +33,11 @@ class Schedule:
         """
         from transformers import get_scheduler  # imported here: takes seconds, and only training needs it
 
+        if self.name in NEEDS_METRIC:
+            raise ValueError(f"model.schedule {self.name!r} follows a metric, which a step has not; write another schedule.")
         # Constant schedules never read the number of steps; others would decay towards step -1.
-        if max_steps < 0 and not self.name.startswith("constant"):
-            raise ValueError(f"model.schedule {self.name!r} needs the run's length; give trainer.max_steps.")
+        if max_steps < 0 and self.name not in WITHOUT_END:
+            raise ValueError(f"model.schedule {self.name!r} needs the run's length; give trainer.max_steps or max_epochs.")
         try:
             return get_scheduler(
                 self.name,

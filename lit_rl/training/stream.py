@@ -148,6 +148,10 @@ class TrainingStream(ABC, Generic[Rows]):
         # Position in the prompts as of the last finished `begin`: a run that dies in `begin` takes the same batch again.
         self._begun = (0, 0)
         self._done = 0  # micro-batches of the current batch that were yielded
+        self.repeats = False
+        """Whether each epoch begins with the first batch of the first epoch (``trainer.overfit_batches``)."""
+        self.seen: dict[str, float] = {"samples_seen": 0, "tokens_seen": 0}
+        """Samples and tokens of all batches so far, over all ranks; a batch counts once, however many passes are made."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -156,6 +160,10 @@ class TrainingStream(ABC, Generic[Rows]):
     @abstractmethod
     def micro_batches(self) -> Iterator[MicroBatch[Rows]]:
         """Micro-batches of the current batch, in order; equal at every call, since a resumed run skips those done."""
+
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Samples of the current batch on this rank, and its tokens: those of a prompt once, and of each completion."""
 
     def __len__(self) -> int:
         return self._length
@@ -169,6 +177,8 @@ class TrainingStream(ABC, Generic[Rows]):
         # The body runs at the first `next`: Lightning may call `iter` before it sets its counter for the epoch.
         position = self.runtime.position
         self.prompts.restart()
+        if self.repeats and position == 0:
+            self.prompts.epoch = self.prompts.batch = 0
         if self._rng is not None:
             # Not in `load_state_dict`: Lightning draws random numbers between loading a checkpoint and the first step.
             set_generator_state(self._rng)
@@ -177,6 +187,7 @@ class TrainingStream(ABC, Generic[Rows]):
             if not self.unfinished:
                 self.begin()
                 self._begun, self._done = (self.prompts.epoch, self.prompts.batch), 0
+                self._add_to_seen()
             # An epoch may end inside a batch, which the next epoch goes on with.
             stop = self._done + len(self) - position
             # Micro-batches that were done before a checkpoint are made again and skipped.
@@ -185,6 +196,10 @@ class TrainingStream(ABC, Generic[Rows]):
                 position += 1
                 self._done += 1
                 yield batch
+
+    def _add_to_seen(self) -> None:
+        counts = self.runtime.sum(torch.tensor(self.size())).tolist()
+        self.seen = {name: before + count for (name, before), count in zip(self.seen.items(), counts, strict=True)}
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
@@ -207,7 +222,7 @@ class TrainingStream(ABC, Generic[Rows]):
     def state_dict(self) -> dict[str, Any]:
         """State of this rank: position in the prompts, micro-batches done of the current batch, and torch's generators."""
         epoch, batch = self._begun
-        return {"epoch": epoch, "batch": batch, "done": self._done, "rng": self._rng_before or generator_state()}
+        return {"epoch": epoch, "batch": batch, "done": self._done, "rng": self._rng_before or generator_state(), **self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.runtime.position % self.plan.accumulate:
@@ -217,3 +232,4 @@ class TrainingStream(ABC, Generic[Rows]):
             )
         self.prompts.epoch, self.prompts.batch = self._begun = (state["epoch"], state["batch"])
         self._done, self._rng = state["done"], state["rng"]
+        self.seen = {name: state[name] for name in self.seen}

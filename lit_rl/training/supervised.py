@@ -61,6 +61,9 @@ class SupervisedStream(TrainingStream[TokenBatch]):
         # Rows need no place in checkpoints: a batch is one step, and checkpoints are written between steps.
         self._rows = self._make_rows(self.prompts.next())
 
+    def size(self) -> tuple[int, int]:
+        return len(self._rows), int(self._rows.lengths.sum())
+
     def micro_batches(self) -> Iterator[MicroBatch[TokenBatch]]:
         rows = self._rows
         # Over all ranks, whose rows differ in length: a mean per rank would weigh their tokens unequally.

@@ -213,3 +213,21 @@ def test_a_weight_beyond_its_bound_is_cut(tmp_path):
 def test_a_sampler_that_is_wrong_from_the_start_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"learner and sampler differ by 0\.1 nats a token"):
         watched(tmp_path, lambda module, rollouts, number: shift(module, rollouts, 1))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_the_entropy_bonus_keeps_its_coefficient_under_every_aggregation(tmp_path, aggregation, accumulate):
+    """Without a reward that differs the loss is -0.5 times the mean entropy of the tokens."""
+    options = {"reward": Constant(), "objective": Objective(aggregation=aggregation), "entropy_coef": 0.5}
+    _, watch = watched(tmp_path, accumulate=accumulate, **options)
+    metrics = watch.metrics[0]
+    assert metrics["loss"] == pytest.approx(-0.5 * metrics["entropy"], rel=1e-5)
+    assert metrics["entropy"] > 1
+
+
+class Constant(Reward):
+    """The same reward for every completion."""
+
+    def score(self, rollouts):
+        return torch.ones(len(rollouts))

@@ -76,10 +76,6 @@ class Result:
     gradient: dict[str, torch.Tensor]
     logged: dict
 
-    def __add__(self, other: "Result") -> "Result":
-        gradient = {name: value + other.gradient[name] for name, value in self.gradient.items()}
-        return Result(self.loss + other.loss, gradient, {})
-
     def times(self, factor: float) -> "Result":
         return Result(factor * self.loss, {name: factor * value for name, value in self.gradient.items()}, {})
 
@@ -156,8 +152,9 @@ def lit_rl(
     total, logged = torch.zeros(()), {"tokens": tokens}
     for piece in pieces:
         scores = policy.score(piece, entropy_grad=entropy != 0, details=False)
-        losses, shares, means, weights = objective.token_losses(scores, piece, kl, entropy)
+        losses, shares, means, weights = objective.token_losses(scores, piece, kl)
         loss = (losses * token_weights(piece.loss_mask, objective.aggregation, tokens, rows, LIMIT)).sum()
+        loss = loss - entropy * (scores.entropies * piece.loss_mask).sum() / tokens
         loss.backward()
         total += loss.detach()
         logged |= {name: float((value * piece.loss_mask).sum() / tokens) for name, value in (shares | means).items()}
@@ -345,10 +342,8 @@ def test_trl_divides_each_of_several_steps_on_a_rollout_by_their_mean_number_of_
     assert_same(ours.times(3 * ours.logged["tokens"] / sum(LENGTHS)), theirs)
 
 
-def test_trl_averages_the_entropy_bonus_over_tokens_under_any_loss(start):
-    # lit-rl averages the bonus as it averages the rest of the loss; no paper of these says which.
-    bonus = lit_rl(start, Objective(), entropy=0.5) + lit_rl(start, Objective()).times(-1)
-    assert_same(lit_rl(start, Objective(**BY_ROW)) + bonus, trl_loss(start, entropy_coef=0.5))
+def test_the_entropy_bonus_is_a_mean_over_tokens_under_any_loss(start):
+    assert_same(lit_rl(start, Objective(**BY_ROW), entropy=0.5), trl_loss(start, entropy_coef=0.5))
 
 
 APART = {

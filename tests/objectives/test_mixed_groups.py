@@ -22,14 +22,12 @@ def advantages_of(rollouts: Rollouts, baseline: str = "group", scale: str = "non
     return found * rollouts.loss_mask
 
 
-def loss_of(
-    o: Objective, rows: Rollouts, step: Rollouts, logprobs: Tensor, kl_coef: float = 0, entropy_coef: float = 0
-) -> Tensor:
-    """Share of rows in the loss of the step that they are a part of; entropies are the rows' own."""
+def loss_of(o: Objective, rows: Rollouts, step: Rollouts, logprobs: Tensor, kl_coef: float = 0) -> Tensor:
+    """Share of rows in the loss of the step that they are a part of."""
     num_tokens, num_sequences = int(step.loss_mask.sum()), int(counted_sequences(step.loss_mask, o.aggregation).sum())
     weights = token_weights(rows.loss_mask, o.aggregation, num_tokens, num_sequences, LIMIT) * rows.multiplicity[:, None]
     scores = TokenScores(logprobs, rows.entropies, rows.mask)
-    return (o.token_losses(scores, rows, kl_coef, entropy_coef).losses * weights).sum()
+    return (o.token_losses(scores, rows, kl_coef).losses * weights).sum()
 
 
 # --- groups of several prompts, of three rows and of one ---------------------------------------------------------
@@ -127,17 +125,16 @@ def test_tokens_of_others_have_no_advantage():
         assert advantages[1].tolist() == pytest.approx([-size, -size, 0.0], abs=1e-5), baseline
 
 
-def test_tokens_of_others_carry_no_loss_no_kl_and_no_entropy():
-    # Each sampled token: -A + 0.1 KL - 0.01 H, KL = log p - log q = 0.5, H = 2. Four of them: (2 * (-0.47) + 2 * 0.53) / 4
-    # Slopes by log p: (-A + 0.1) / 4; by H: -0.01 / 4
+def test_tokens_of_others_carry_no_loss_and_no_kl():
+    # Each sampled token: -A + 0.1 KL, KL = log p - log q = 0.5. Four of them: (2 * (-0.45) + 2 * 0.55) / 4
+    # Slopes by log p: (-A + 0.1) / 4
     rollouts, o = with_other_authors(), Objective(kl_estimator="k1")
     rollouts.advantages = advantages_of(rollouts)
     logprobs = (rollouts.logprobs * rollouts.sampled).requires_grad_()  # a policy scores other tokens with 0
-    loss = loss_of(o, rollouts, rollouts, logprobs, kl_coef=0.1, entropy_coef=0.01)
-    slopes = torch.autograd.grad(loss, [logprobs, rollouts.entropies])
-    assert float(loss.detach()) == pytest.approx(0.03)
-    assert slopes[0].tolist() == [pytest.approx([-0.1, 0.0, -0.1]), pytest.approx([0.15, 0.15, 0.0])]
-    assert slopes[1].tolist() == [pytest.approx([-0.0025, 0.0, -0.0025]), pytest.approx([-0.0025, -0.0025, 0.0])]
+    loss = loss_of(o, rollouts, rollouts, logprobs, kl_coef=0.1)
+    (slopes,) = torch.autograd.grad(loss, [logprobs])
+    assert float(loss.detach()) == pytest.approx(0.05)
+    assert slopes.tolist() == [pytest.approx([-0.1, 0.0, -0.1]), pytest.approx([0.15, 0.15, 0.0])]
 
 
 def test_the_ratio_of_a_sequence_and_its_weights_count_sampled_tokens_only():

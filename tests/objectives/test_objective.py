@@ -124,8 +124,8 @@ def fast(o: Objective, batch: Batch, entropy_coef: float) -> Result:
     mask = rows.loss_mask
     sequences = int(counted_sequences(mask, o.aggregation).sum())
     weights = token_weights(mask, o.aggregation, int(mask.sum()), sequences, LIMIT, dtype=torch.float64)
-    losses = o.token_losses(TokenScores(logprobs, entropies, mask), rows, KL_COEF, entropy_coef).losses
-    loss = (losses * weights).sum()
+    losses = o.token_losses(TokenScores(logprobs, entropies, mask), rows, KL_COEF).losses
+    loss = (losses * weights).sum() - entropy_coef * (entropies * mask).sum() / mask.sum()
     loss.backward()
     return float(loss.detach()), logprobs.grad, torch.zeros_like(entropies) if entropies.grad is None else entropies.grad
 
@@ -250,7 +250,7 @@ def test_metrics_are_the_shares_and_means_that_their_names_say():
     o = Objective(off_policy_threshold=THRESHOLD, correction=CORRECTIONS[1], **SURROGATES["clip"])
     for seed in SEEDS:
         batch = Batch(seed)
-        told = o.token_losses(TokenScores(batch.logprobs, batch.entropies, None), batch.rollouts, KL_COEF, 0.0)
+        told = o.token_losses(TokenScores(batch.logprobs, batch.entropies, None), batch.rollouts, KL_COEF)
         metrics = told.shares | told.means
         told = {name: float(counted_tokens(value.double().expand(8, WIDTH), batch).mean()) for name, value in metrics.items()}
         rows = [(row, batch.leaves(batch.logprobs)[n]) for n, row in enumerate(batch.rows) if row.in_loss and row.sampler]

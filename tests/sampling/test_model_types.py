@@ -73,7 +73,7 @@ EQUAL = {
     "falcon_h1": MAMBA | HEAD | {"mamba_d_ssm": 64},
     "flex_olmo": EXPERTS,
     "gemma": HEAD,
-    "gemma2": ALTERNATING | HEAD,
+    "gemma2": ALTERNATING | HEAD | {"attn_logit_softcapping": 2.0},
     "gemma3_text": ALTERNATING | HEAD,
     "gemma4_text": ALTERNATING
     | HEAD

@@ -4,24 +4,67 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from lit_rl.training.checks import check_equal_work, check_intervals, check_trainer
 
 
 def trainer(epoch: float = 8, interval: float = 4, validates: bool = True, fast_dev_run: bool = False) -> SimpleNamespace:
     return SimpleNamespace(
-        num_training_batches=epoch, val_check_batch=interval, enable_validation=validates, fast_dev_run=fast_dev_run
+        overfit_batches=0,
+        num_training_batches=epoch,
+        val_check_batch=interval,
+        enable_validation=validates,
+        fast_dev_run=fast_dev_run,
     )
 
 
-def test_strategies_and_callbacks_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match=r"write --trainer\.strategy fsdp2\.$"):
-        check_trainer(SimpleNamespace(strategy=FSDPStrategy(), callbacks=[]))
-    with pytest.raises(ValueError, match=r"remove it and set trainer\.accumulate_grad_batches\.$"):
-        check_trainer(SimpleNamespace(strategy=None, callbacks=[GradientAccumulationScheduler({4: 2})]))
-    check_trainer(SimpleNamespace(strategy=None, callbacks=[]))
+class HalfParallel(ModelParallelStrategy):
+    """Lightning's own with its defaults on two processes: both share one half of the mesh."""
+
+    device_mesh = {"data_parallel": SimpleNamespace(size=lambda: 1)}  # noqa: RUF012
+
+
+def started(strategy, world_size=1, callbacks=()):
+    return SimpleNamespace(strategy=strategy, world_size=world_size, callbacks=list(callbacks))
+
+
+def test_strategies_that_would_not_train_one_model_on_all_data_are_refused():
+    with pytest.raises(ValueError, match=r"^trainer\.strategy FSDPStrategy does not work .* write ddp, or fsdp2"):
+        check_trainer(started(FSDPStrategy()))
+    with pytest.raises(ValueError, match=r"data over 1 of 2 processes.*; write --trainer\.strategy fsdp2\.$"):
+        check_trainer(started(HalfParallel(), 2))
+    check_trainer(started(HalfParallel(), 1))
+    for strategy in (SingleDeviceStrategy(), DDPStrategy()):
+        check_trainer(started(strategy))
+
+
+def test_processes_that_the_trainer_does_not_know_of_are_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"^torchrun started 2 processes, .*; write --trainer\.devices"):
+        check_trainer(started(SingleDeviceStrategy()))
+    check_trainer(started(DDPStrategy(), 2))
+
+
+@pytest.mark.parametrize(
+    ("callback", "advice"),
+    [
+        (GradientAccumulationScheduler({4: 2}), "remove it and set trainer.accumulate_grad_batches."),
+        (StochasticWeightAveraging(1e-3), "write EMAWeightAveraging"),
+        (LearningRateFinder(), "write model.optimizer.lr"),
+        (BatchSizeFinder(), "and data.batch_size."),
+    ],
+)
+def test_callbacks_that_cannot_work_are_refused(callback, advice):
+    with pytest.raises(ValueError, match=f"^{type(callback).__name__} .*{advice}"):
+        check_trainer(started(SingleDeviceStrategy(), callbacks=[callback]))
 
 
 def test_epochs_and_validations_between_batches_of_prompts_pass():

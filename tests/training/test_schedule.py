@@ -34,7 +34,7 @@ def test_rates_are_counted_in_optimizer_steps(schedule, max_steps, expected):
     ("schedule", "max_steps", "message"),
     [
         (Schedule("zigzag"), 4, r"^model\.schedule: .*zigzag"),
-        (Schedule("cosine"), -1, r"^model\.schedule 'cosine' needs the run's length; give trainer\.max_steps\.$"),
+        (Schedule("cosine"), -1, r"^model\.schedule 'cosine' needs the run's length; give trainer\.max_steps or max_epochs\.$"),
         (Schedule("cosine_with_min_lr", options={"least": 0.1}), 4, r"^model\.schedule: .*least"),
     ],
 )

@@ -32,13 +32,19 @@ class Names(TrainingStream):
     """Four micro-batches of each batch, but only as many as ``early`` says of the batches named there."""
 
     def __init__(self, position=0, accumulate=1, ranks=1, early=None, loader=None):
-        plan, runtime = BatchPlan(8, ranks, 1, 1, 4 // accumulate, accumulate), SimpleNamespace(position=position)
+        plan, runtime = (
+            BatchPlan(8, ranks, 1, 1, 4 // accumulate, accumulate),
+            SimpleNamespace(position=position, sum=lambda values: values),
+        )
         super().__init__(Loader() if loader is None else loader, plan, runtime)
         self.early, self.begun, self.current = early or {}, [], ""
 
     def begin(self):
         self.current = self.prompts.next()
         self.begun.append(self.current)
+
+    def size(self):
+        return 8, 100
 
     @property
     def unfinished(self):
