@@ -46,7 +46,8 @@ class HFExport(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         kept = _folders_of_run(trainer)  # on every rank: Lightning agrees on the log's folder
-        on_rank_zero(trainer, lambda: [self._check_target(trainer, module, name, kept) for name in module.exports()])
+        for name in module.exports():
+            on_rank_zero(trainer, partial(self._check_target, trainer, module, name, kept))
         # Whatever cannot be saved, opened again, or written to this disk is found now instead of at the first checkpoint.
         try:
             self._export(trainer, module, trial=True)
@@ -85,7 +86,9 @@ class HFExport(Callback):
         folder = self._path(trainer, name).resolve()
         clear_leftovers(folder)
         if any(place.is_relative_to(folder) for place in kept):
-            raise ValueError(f"HFExport.folder {self.folder!r}: {folder} holds the run's own files; write a name such as export.")
+            raise ValueError(
+                f"HFExport.folder {self.folder!r}: {folder} holds the run's own files; write a name such as export."
+            )
         proxies = [each.proxy for each in trainer.callbacks if isinstance(each, EntropyFilter)]  # type: ignore[attr-defined]
         specs = [policy.spec for policy in module.policies()] + [proxy for proxy in proxies if proxy is not None]
         for source in (source for spec in specs for source in source_folders(spec)):

@@ -61,9 +61,13 @@ def test_a_folder_that_another_program_filled_is_not_replaced(tmp_path):
 
 
 def test_a_folder_that_another_program_fills_meanwhile_is_not_replaced(tmp_path):
-    with pytest.raises(ValueError, match="lit-rl has not written it"), new_folder(tmp_path / "work"):
-        (tmp_path / "work").mkdir()
-        (tmp_path / "work" / "thesis.txt").write_text("ten years")
+    def written_to_meanwhile():
+        with new_folder(tmp_path / "work"):
+            (tmp_path / "work").mkdir()
+            (tmp_path / "work" / "thesis.txt").write_text("ten years")
+
+    with pytest.raises(ValueError, match="lit-rl has not written it"):
+        written_to_meanwhile()
     assert names(tmp_path / "work") == ["thesis.txt"]
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_rl.algorithms.start import check_start
 from lit_rl.evaluation.accuracy import Evaluation
 from lit_rl.models.compiling import compile_policy
 from lit_rl.models.loading import load_tokenizer
@@ -25,7 +26,7 @@ from lit_rl.sampling.actor import Actor
 from lit_rl.sampling.check import check_policy
 from lit_rl.sampling.renderer import Renderer
 from lit_rl.training.batch_plan import BatchPlan, planned_steps
-from lit_rl.training.checks import check_intervals, check_start
+from lit_rl.training.checks import check_intervals
 from lit_rl.training.optimizer import build_optimizer
 from lit_rl.training.optimizer_step import OptimizerStep
 from lit_rl.training.resume import check_checkpoint, collect_states, describe_models, make_resumable, state_of_rank
@@ -273,7 +274,7 @@ class PolicyModule(pl.LightningModule):
         set_generator_state(before)
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **options: Any) -> NoReturn:  # type: ignore[override]
+    def load_from_checkpoint(cls, *args: Any, **options: Any) -> NoReturn:
         """Refused: a checkpoint holds weights and the state of a run, but no options of a module."""
         raise ValueError(
             "a checkpoint holds no options: open the run's export with AutoModelForCausalLM.from_pretrained, or build the "

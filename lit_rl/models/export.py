@@ -70,8 +70,10 @@ def export_policy(
 
 
 def _write(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: WholeWeights) -> None:
-    if policy.causal_lm.generation_config is not None:
-        mend_generation_config(policy.causal_lm.generation_config)
+    if (generation := policy.causal_lm.generation_config) is not None:
+        mend_generation_config(generation)
+        # Whatever ended a completion in training ends it in `generate`, which would otherwise run on past the turn.
+        generation.eos_token_id = policy.end_tokens
     if policy.spec.lora is not None and not _opens_alone(policy):
         _merged(policy, weights.model).save_pretrained(folder)
     else:

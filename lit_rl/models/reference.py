@@ -41,7 +41,8 @@ class Reference:
         """
         if saved is not None and self.fingerprint is not None and saved != self.fingerprint:
             source = self._policy.spec.pretrained
-            where = "a model from scratch by another seed" if source is None else f"model.policy.pretrained {source!r}, which changed"
+            by_seed = "a model from scratch by another seed"
+            where = by_seed if source is None else f"model.policy.pretrained {source!r}, which changed"
             raise ValueError(
                 f"the reference of the KL penalty is not the model that this run began with ({where}); "
                 "put the earlier weights back, or start a new run."

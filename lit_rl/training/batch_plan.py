@@ -95,7 +95,7 @@ def planned_steps(trainer: pl.Trainer, plan: Callable[[int], BatchPlan]) -> int:
     data, epochs = trainer.datamodule, trainer.max_epochs  # type: ignore[attr-defined]
     if trainer.max_steps >= 0 or epochs is None or epochs < 0:
         return trainer.max_steps
-    sizes, limit = plan(data.batch_size), trainer.limit_train_batches  # type: ignore[attr-defined]
+    sizes, limit = plan(data.batch_size), trainer.limit_train_batches
     # Not `trainer.estimated_stepping_batches`, after which Lightning restores no position in the data.
     length = len(data.train_set) // data.batch_size * sizes.micro_batches
     # As Lightning reads it: a share of an epoch, or a number of its micro-batches.

@@ -15,10 +15,6 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from lit_rl.datamodules.base import PromptDataModule
-from lit_rl.evaluation.accuracy import Evaluation
-from lit_rl.training.dry_run import check_judge
-
 TRIALS = (
     "tries values in runs of a few steps, which would move the data of the real one; "
     "remove it, and write model.optimizer.lr and data.batch_size."
@@ -31,30 +27,6 @@ REFUSED_CALLBACKS: dict[type[Callback], str] = {
     BatchSizeFinder: TRIALS,
 }
 """Callbacks that cannot work, and what their line says."""
-
-
-def check_start(trainer: pl.Trainer, stage: str, evaluation: Evaluation, *, every_forward_together: bool) -> None:
-    """Refuse what can be known to fail as soon as Trainer, data and module have met.
-
-    Args:
-        trainer: the Trainer.
-        stage: ``fit``, ``validate``, ``test`` or ``predict``.
-        evaluation: answers and judges held-out problems.
-        every_forward_together: whether each forward pass is one of all ranks.
-    """
-    check_trainer(trainer)
-    if stage == "fit":
-        check_precision(trainer)
-        check_data(trainer)
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    if data is None:
-        return
-    # Data modules are set up before the module, so the sets exist.
-    if isinstance(data, PromptDataModule) and stage in ("fit", "validate", "test") and evaluation.generates:
-        check_judge(evaluation.correct, data.test_set if stage == "test" else data.val_set)
-    if every_forward_together:
-        problems = data.val_set if stage in ("fit", "validate") else data.test_set
-        check_equal_work(len(problems), trainer.world_size)
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
@@ -112,7 +84,7 @@ def check_intervals(trainer: pl.Trainer, micro_batches: int) -> None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     counts = {
-        "trainer.overfit_batches" if trainer.overfit_batches else "trainer.limit_train_batches": trainer.num_training_batches,
+        "trainer.overfit_batches" if trainer.overfit_batches else "trainer.limit_train_batches": trainer.num_training_batches,  # type: ignore[attr-defined]
         "trainer.val_check_interval": trainer.val_check_batch if trainer.enable_validation else micro_batches,
     }
     for name, count in counts.items():

@@ -118,7 +118,7 @@ def test_an_adapter_that_merges_into_two_tied_weights_is_not_exported(tmp_path):
     model = policy.causal_lm
     model.lm_head.get_base_layer().weight = model.model.embed_tokens.weight
     model.config.tie_word_embeddings = True
-    with pytest.raises(ValueError, match="cannot be merged; leave them out of lora.target_modules"):
+    with pytest.raises(ValueError, match=r"cannot be merged; leave them out of lora.target_modules"):
         export(policy, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
@@ -192,6 +192,14 @@ def test_flags_of_sampling_get_do_sample(tmp_path, capsys):
 def test_a_generation_config_that_cannot_be_mended_is_refused():
     config = trained(tiny_spec()).causal_lm.generation_config
     config.num_beams, config.early_stopping = 1, True
-    with pytest.raises(ValueError, match="generation_config.json of the model cannot be saved again.*early_stopping"):
+    with pytest.raises(ValueError, match=r"generation_config.json of the model cannot be saved again.*early_stopping"):
         mend_generation_config(config)
     assert config.do_sample is not True
+
+
+def test_an_export_ends_its_text_at_every_token_that_ended_a_completion(tmp_path):
+    policy = trained(tiny_spec(stop_tokens=["="]))
+    export(policy, tmp_path / "export")
+    ends = AutoModelForCausalLM.from_pretrained(tmp_path / "export").generation_config.eos_token_id
+    assert ends == policy.end_tokens
+    assert len(ends) == 2
