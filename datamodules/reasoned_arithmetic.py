@@ -15,6 +15,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from lit_rl.tasks.infix import Grammar
 from lit_rl.text.token_bytes import write_pieces
 from lit_rl.types import Sample
 
@@ -63,8 +64,8 @@ class ReasonedArithmetic(Arithmetic):
     share = 0.5
     """Share of demonstrations among the training samples."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, grammar: Grammar | None = None, **options: Any) -> None:
+        super().__init__(grammar, **options)
         if self.positions is not None or self.scratchpad != "none":
             raise ValueError(
                 "ReasonedArithmetic asks inside the result of whole problems: leave data.positions and data.scratchpad out."

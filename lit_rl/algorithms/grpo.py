@@ -57,7 +57,7 @@ class GRPO(PolicyGradient):
     def skips_zero_advantages(self) -> bool:
         # A KL in the reward is part of the advantages, so with it zero advantages have no gradient either.
         kl_term = self.kl_coef != 0 and self.objective.kl_in == "loss"
-        return not kl_term and self.entropy_coef == 0 and self.lm_coef == 0
+        return not kl_term and self.entropy_coef == self.lm_coef == self.policy.router.coef == 0
 
     def advantages(self, rollouts: Rollouts) -> Tensor:
         runtime, penalties = self.runtime, self.penalties(rollouts)

@@ -28,7 +28,7 @@ from lit_rl.sampling.renderer import Renderer
 from lit_rl.training.batch_plan import BatchPlan, planned_steps
 from lit_rl.training.checks import check_intervals
 from lit_rl.training.optimizer import build_optimizer
-from lit_rl.training.optimizer_step import OptimizerStep
+from lit_rl.training.optimizer_step import OptimizerStep, with_router_loss
 from lit_rl.training.resume import check_checkpoint, collect_states, describe_models, make_resumable, state_of_rank
 from lit_rl.training.schedule import Schedule
 from lit_rl.training.step_metrics import BatchLoss
@@ -189,22 +189,18 @@ class PolicyModule(pl.LightningModule):
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
+    def whole_loss(self, batch: MicroBatch[Any]) -> BatchLoss:
+        """`batch_loss` with the auxiliary losses of routers."""
+        return with_router_loss(self.batch_loss, batch, self.policies())
+
     def training_step(self, batch: MicroBatch[Any], batch_idx: int) -> Tensor:
-        loss = self.batch_loss(batch)
+        loss = self.whole_loss(batch)
         self.record(batch, loss)
         # Only the returned loss is scaled: logged shares must add up to the loss of the whole step.
         return loss.loss * batch.scale
 
     def record(self, batch: MicroBatch[Any], loss: BatchLoss) -> dict[str, float]:
-        """Accumulate the metrics of an optimizer step; log them at its last micro-batch.
-
-        Args:
-            batch: the micro-batch.
-            loss: its loss and metrics.
-
-        Returns:
-            Logged values, the same on all ranks; nothing before the last micro-batch of the step.
-        """
+        """Accumulate the metrics of an optimizer step; at its last micro-batch log and return them, the same on all ranks."""
         values = self._step.add(batch, loss, self.runtime)
         if batch.last and self._stream is not None:
             values |= self._stream.seen

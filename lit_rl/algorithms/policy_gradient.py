@@ -101,6 +101,11 @@ class PolicyGradient(PolicyModule):
         lora = self.policy_spec.lora
         if lora is not None and lora.dropout:
             raise ValueError(f"model.policy.lora.dropout is {lora.dropout}; sampler and learner must agree: write 0.")
+        if (self.objective.ratio, self.objective.aggregation) == ("sequence", "token"):
+            rank_zero_info(
+                "objective.ratio sequence with aggregation token weighs a sequence by its length; "
+                "GSPO (arXiv 2507.18071) has aggregation sequence."
+            )
         if self.objective.surrogate == "reinforce" and self.epochs * self.minibatches > 1:
             raise ValueError(
                 f"objective.surrogate reinforce goes with one epoch of one minibatch, not {self.epochs} x {self.minibatches}: "

@@ -251,6 +251,10 @@ def one_line_errors() -> Iterator[None]:
     except (MisconfigurationException, SafetensorError) as error:
         raise ValueError(explain(error)) from error
     except Exception as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise ValueError(
+                f"a process that reads data has died ({first_line(error)}); often memory ran out: lower data.num_workers."
+            ) from error
         # By name: importing wandb takes seconds.
         if type(error).__module__.startswith("wandb."):
             raise ValueError(f"W&B: {explain(error)}; WANDB_MODE=offline in the environment keeps the run here.") from error

@@ -25,6 +25,7 @@ from lit_rl.kernels.logprobs import score_tokens
 from lit_rl.kernels.packing import Packed, packed_options
 from lit_rl.models.capabilities import Capabilities
 from lit_rl.models.loading import end_tokens, load_model, missing_tokens, position_limit
+from lit_rl.models.router_loss import RouterLoss
 from lit_rl.models.spec import PolicySpec
 from lit_rl.models.value_head import ValueHead, load_value_head
 from lit_rl.rollouts import Rollouts
@@ -55,6 +56,7 @@ class Policy(nn.Module):
         # Ids without a token have probability 0 wherever the policy is asked; the exported model keeps its own logits.
         self.register_buffer("missing", missing_tokens(tokenizer, self.vocabulary), persistent=False)
         self.capabilities = Capabilities.declared(spec, causal_lm)  # `lit_rl.sampling.check` finds the others
+        self.router = RouterLoss(causal_lm, spec)
         # Set by `compile_policy`: whether layers are compiled, and the compiled `eager_step`, if it is compiled too.
         self.compiled = False
         self.compiled_step: Callable[..., Tensor] | None = None
@@ -208,6 +210,7 @@ class Policy(nn.Module):
     def _packed_trunk(self, packed: Packed) -> Tensor:
         """(K, H) hidden states of a packed sequence of K tokens."""
         out = self.causal_lm.get_decoder()(**packed_options(packed), use_cache=False)
+        self.router.collect(out)
         return out.last_hidden_state[0]
 
     def _shared_prompts(self, rollouts: Rollouts) -> Tensor:
@@ -255,6 +258,8 @@ class Policy(nn.Module):
             use_cache=cache is not None,
             **options,
         )
+        if mask.dim() == 2:  # others are of decoding, which has no gradient
+            self.router.collect(out, mask[:, -ids.shape[1] :])
         return out.last_hidden_state
 
     def head(self) -> LinearHead | Callable[[Tensor], Tensor]:

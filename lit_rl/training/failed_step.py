@@ -60,7 +60,7 @@ def load_failed_step(path: Path) -> FailedStep:
 class Learner(Protocol):
     """Part of a module that computes losses."""
 
-    def batch_loss(self, batch: MicroBatch[Any]) -> BatchLoss:
+    def whole_loss(self, batch: MicroBatch[Any]) -> BatchLoss:
         """Share of a micro-batch in the loss of its step."""
 
     @property
@@ -83,7 +83,7 @@ def replay(step: FailedStep, module: Learner, device: torch.device) -> list[str]
     for rank, batches in enumerate(step.batches):
         for number, batch in enumerate(batches):
             batch = batch.to(device)
-            loss = module.batch_loss(batch).loss
+            loss = module.whole_loss(batch).loss
             loss.backward()
             total += float(loss.detach())
             policy, rows = module.policy, batch.rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lit_rl.models.policy import Policy
 from lit_rl.runtime import Runtime
 from lit_rl.training.failed_step import save_failed_step
 from lit_rl.training.step_metrics import BatchLoss, StepMetrics
@@ -102,6 +104,30 @@ class OptimizerStep:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.skipped_in_row = state["skipped"], state["skipped_in_row"]
+
+
+def with_router_loss(
+    batch_loss: Callable[[MicroBatch[Any]], BatchLoss], batch: MicroBatch[Any], policies: Sequence[Policy]
+) -> BatchLoss:
+    """A micro-batch's loss with the auxiliary losses of the routers that its forward passes go through.
+
+    The auxiliary loss of an optimizer step is the mean over its micro-batches and ranks. It is not linear in tokens, so it
+    depends a little on how the batch is cut.
+
+    Args:
+        batch_loss: micro-batch -> loss without them.
+        batch: the micro-batch.
+        policies: models that may run.
+    """
+    for policy in policies:
+        policy.router.clear()  # of passes that no loss came of, such as those of a check
+    loss = batch_loss(batch)
+    for policy in policies:
+        if (balance := policy.router.take()) is not None:
+            share = policy.router.coef * balance / batch.scale
+            sums = loss.sums | {"aux_loss": loss.sums.get("aux_loss", 0.0) + share}
+            loss = loss._replace(loss=loss.loss + share, sums=sums)
+    return loss
 
 
 def _clip(optimizer: torch.optim.Optimizer, limit: float, algorithm: str | None) -> float:

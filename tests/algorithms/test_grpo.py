@@ -5,8 +5,10 @@ import math
 import pytest
 import slow_reference as slow
 import torch
+from conftest import tiny_spec
 from grpo_runs import LIMIT, MOVING, SHARES, HalfLength, assert_same, policy_gradient, slow_rows, watched
 
+from lit_rl.algorithms import GRPO
 from lit_rl.objectives import Correction, Objective, Overlong
 from lit_rl.rewards import Reward
 from lit_rl.sampling import Sampler
@@ -231,3 +233,10 @@ class Constant(Reward):
 
     def score(self, rollouts):
         return torch.ones(len(rollouts))
+
+
+@pytest.mark.parametrize(("aggregation", "said"), [("token", True), ("sequence", False)])
+def test_ratios_of_sequences_with_a_mean_over_tokens_are_pointed_out(caplog, aggregation, said):
+    with caplog.at_level("INFO"):
+        GRPO(tiny_spec(), objective=Objective(ratio="sequence", aggregation=aggregation))
+    assert ("GSPO (arXiv 2507.18071) has aggregation sequence" in caplog.text) == said

@@ -86,8 +86,8 @@ def test_a_class_of_another_kind_gets_the_known_ones(grpo):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "write lit-rl and one of fit, validate, test, predict, pipeline; lit-rl --help explains them."),
-        (["fti"], "unknown command 'fti'; write one of fit, validate, test, predict, pipeline. Did you mean 'fit'?"),
+        ([], "write lit-rl and one of fit, validate, test, predict, pipeline, replay; lit-rl --help explains them."),
+        (["fti"], "unknown command 'fti'; write one of fit, validate, test, predict, pipeline, replay. Did you mean 'fit'?"),
         (["fit"], "the following arguments are required: data, model"),
     ],
 )

@@ -15,6 +15,7 @@ from lit_rl.kernels.packing import Packed, _split_by_length
 from lit_rl.models import LoRASpec, Policy
 from lit_rl.models.export import export_policy, whole_weights
 from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.reopened import probe_policy
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.check import check_policy
 from lit_rl.types import PromptBatch, Sample, TokenBatch
@@ -183,7 +184,8 @@ def test_dropout_of_attention_reaches_packed_rows():
 
 def test_an_export_names_no_attention_of_ours(tmp_path):
     policy = policy_of("llama")
-    export_policy(policy, load_tokenizer(policy.spec), tmp_path / "export", whole_weights(policy))
+    tokenizer = load_tokenizer(policy.spec)
+    export_policy(policy, tokenizer, tmp_path / "export", whole_weights(policy), probe_policy(policy, tokenizer))
     assert "lit_rl" not in json.dumps(json.loads((tmp_path / "export" / "config.json").read_text()))
 
 

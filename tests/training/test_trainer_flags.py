@@ -1,6 +1,8 @@
 """Flags of the Trainer keep their meaning on training streams, or are refused in one line."""
 
 import functools
+import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from tiny_runs import refusal, tiny_config, write_yaml
 
 from lit_rl.algorithms import GRPO, PPO, SFT
+from lit_rl.cli.lightning_cli import one_line_errors
 from lit_rl.evaluation import Evaluation
 from lit_rl.sampling import Sampler
 from lit_rl.training import Schedule
@@ -141,3 +144,19 @@ def test_loaders_without_a_data_module_are_refused(tmp_path):
 def test_a_module_does_not_come_from_a_checkpoint_alone():
     with pytest.raises(ValueError, match=r"AutoModelForCausalLM\.from_pretrained, or build the module"):
         SFT.load_from_checkpoint("run.ckpt")
+
+
+class Deadly(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, place):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_that_is_killed_is_one_line():
+    with (
+        pytest.raises(ValueError, match=r"^a process that reads data has died \(DataLoader worker.*lower data\.num_workers\.$"),
+        one_line_errors(),
+    ):
+        list(torch.utils.data.DataLoader(Deadly(), num_workers=1))
