@@ -76,6 +76,10 @@ class Result:
     gradient: dict[str, torch.Tensor]
     logged: dict
 
+    def __add__(self, other: "Result") -> "Result":
+        gradient = {name: value + other.gradient[name] for name, value in self.gradient.items()}
+        return Result(self.loss + other.loss, gradient, {})
+
     def times(self, factor: float) -> "Result":
         return Result(factor * self.loss, {name: factor * value for name, value in self.gradient.items()}, {})
 

@@ -67,10 +67,9 @@ def test_validation_without_generation_logs_the_loss_alone(tmp_path):
 
 def test_a_loader_that_is_not_a_training_stream_is_refused(tmp_path):
     data = tiny_data()
-    data.setup("fit")
-    loader = torch.utils.data.DataLoader(data.train_set)
+    data.train_dataloader = lambda: torch.utils.data.DataLoader(data.train_set)
     with pytest.raises(ValueError, match=r"must return trainer\.lightning_module\.training_data\(loader\)\.$"):
-        quiet_trainer(tmp_path, max_steps=1).fit(SFT(tiny_spec(), evaluation=SHORT), loader)
+        quiet_trainer(tmp_path, max_steps=1).fit(SFT(tiny_spec(), evaluation=SHORT), data)
 
 
 def test_a_row_beyond_the_context_is_named(tmp_path):
