@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -91,6 +92,7 @@ def start(file: str, output: Path, prepare: Callable[[], None] = lambda: None, r
         log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        _write_there()
         prepare()
         sys.argv = ["lit-rl"]
         main(["fit", "--config", file, *resume, "--debug"])
@@ -102,6 +104,15 @@ def start(file: str, output: Path, prepare: Callable[[], None] = lambda: None, r
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _write_there() -> None:
+    """Let Python's own streams end in the descriptors 1 and 2: pytest has others, and loggers keep what they began with."""
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
+    for logger in logging.root.manager.loggerDict.values():
+        for handler in getattr(logger, "handlers", ()):
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)
 
 
 def ending(process: int) -> int:

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
 
@@ -73,6 +74,7 @@ def test_libraries_that_a_run_lacks_get_one_line(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no key in ~/.netrc
+    wandb.teardown()  # it keeps the mode of earlier runs of this process
     file = write_yaml(tmp_path / "run.yaml", tiny_config(tmp_path / "out"))
     assert "s3fs" in refusal(
         "fit", "--config", file, "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=s3://b/x"
