@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from lit_rl.files import new_folder, trial_folder
 from lit_rl.models.adapters import is_adapter
 from lit_rl.models.policy import Policy
-from lit_rl.models.reopened import Probe, check_reopened
+from lit_rl.models.reopened import Probe, check_reopened, no_bars
 from lit_rl.models.value_head import save_value_head
 from lit_rl.options import first_line
 from lit_rl.randomness import seeded
@@ -65,7 +65,8 @@ def export_policy(
         ValueError: if the folder may not be replaced, or the export is not the policy when it is opened again.
     """
     with trial_folder(folder) if trial else new_folder(folder) as new:
-        _write(policy, tokenizer, new, weights)
+        with no_bars():
+            _write(policy, tokenizer, new, weights)
         check_reopened(new, tokenizer, probe)
 
 

@@ -75,7 +75,7 @@ def check_reopened(folder: Path, tokenizer: PreTrainedTokenizerBase, probe: Prob
         raise ValueError("the policy's log-probabilities are not finite numbers, so it is not exported.")
     before = generator_state()  # peft draws initial weights before it reads an adapter's own
     try:
-        with _quiet():
+        with no_bars():
             found, values = _ask(folder, probe)
             again = load_tokenizer(PolicySpec(pretrained=str(folder)))
     except Exception as error:  # any error of the libraries' own code
@@ -176,8 +176,8 @@ def _evaluating(policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Open models without transformers' progress bars: exports happen in the middle of a run's own."""
+def no_bars() -> Iterator[None]:
+    """Open and save models without transformers' progress bars: exports happen in the middle of a run's own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
