@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 
 from lit_rl.algorithms import GRPO, PPO, SFT
+from lit_rl.callbacks import HFExport
 from lit_rl.evaluation import Evaluation
 from lit_rl.hooks import RolloutCallback
 from lit_rl.models import LoRASpec
@@ -191,12 +193,39 @@ def two_processes(name, strategy, folder):
     return outcome | {"resumed weights": resumed["weights"]}
 
 
+def exported(folder, strategy="auto", devices=1, target="export"):
+    """Weights of a merged adapter's export, which rank 0 compares with the policy of all ranks."""
+    torch.manual_seed(1)
+    strategy = FSDP2Strategy() if strategy == "fsdp2" else strategy
+    options = {"devices": devices, "gradient_clip_val": 1.0, "accumulate_grad_batches": 2, "max_steps": 2}
+    trainer = quiet_trainer(folder, strategy=strategy, callbacks=[HFExport(target)], **options)
+    trainer.fit(grpo(policy=tiny_spec(lora=LoRASpec(r=4))), tiny_data())
+    return load_file(folder / target / "model.safetensors")
+
+
+def errors_of_an_export(folder, strategy):
+    """The error of each rank, if rank 0 cannot write."""
+    if torch.distributed.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a_file").write_text("")
+    errors = [None] * 2
+    try:
+        exported(folder, strategy, 2, target="a_file/export")
+    except ValueError as error:
+        torch.distributed.all_gather_object(errors, str(error))
+    return errors
+
+
 if __name__ == "__main__":
     file, names = Path(sys.argv[1]), {"runs": RUNS, "long": LONG_RUNS}[sys.argv[2]]
     results = {
         strategy: {name: two_processes(name, strategy, file.parent / strategy / name) for name in names}
         for strategy in STRATEGIES
     }
+    if sys.argv[2] == "runs":
+        for strategy in STRATEGIES:
+            results[strategy]["exported"] = exported(file.parent / "exported" / strategy, strategy, 2)
+            results[strategy]["errors"] = errors_of_an_export(file.parent / "refused" / strategy, strategy)
     if torch.distributed.get_rank() == 0:
         torch.save(results, file)
     # A process whose peer has left first may be aborted on its way out.

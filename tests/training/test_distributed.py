@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_runs import LONG_RUNS, RESUMED, RUNS, STRATEGIES, fit
+from distributed_runs import LONG_RUNS, RESUMED, RUNS, STRATEGIES, exported, fit
 
 HERE = Path(__file__).parent.parent
 GRADIENTS = [name for name in RUNS if "gradient" in name]
@@ -112,6 +112,15 @@ def test_rows_that_could_not_be_scored_are_counted_over_all_processes(one, two):
 def test_two_processes_log_the_metrics_of_one(one, two):
     for name in TRAININGS:
         assert two[name]["metrics"] == pytest.approx(one[name]["metrics"], rel=1e-4, abs=1e-5), name
+
+
+def test_an_adapter_is_merged_and_exported_by_two_processes_as_by_one(two, tmp_path):
+    assert_near("exported", two["exported"], exported(tmp_path), 1e-5)
+
+
+def test_all_processes_end_if_one_cannot_export(two):
+    for error in two["errors"]:
+        assert "a_file" in error
 
 
 @pytest.mark.parametrize("splits", [1, 4])
