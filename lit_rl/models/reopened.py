@@ -29,10 +29,11 @@ from lit_rl.types import PromptBatch, Sample
 PROMPT, COMPLETION = 8, 24
 """Tokens that the policy is asked about."""
 
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
-"""Mean difference per token, in nats, up to which an export is the policy; float32 on a GPU may compute in TF32."""
-HALF_TOLERANCE = 0.1
-"""The same for bfloat16 and float16."""
+TOLERANCE = {"full": 1e-3, "half": 0.3}
+"""Mean difference per token, in nats, up to which an export is the policy, by the precision of the policy's products.
+
+Unlikely tokens have log-probabilities about -15, which bfloat16 rounds to sixteenths; so two exact passes may differ by 0.1.
+"""
 
 
 class Probe(NamedTuple):
@@ -92,7 +93,9 @@ def check_reopened(folder: Path, tokenizer: PreTrainedTokenizerBase, probe: Prob
 
 def _refuse_difference(kind: str, unit: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     difference = float((found - expected).abs().mean())
-    if not difference <= TOLERANCE.get(dtype, HALF_TOLERANCE):  # NaN is refused too
+    # A GPU may be allowed to round the factors of float32 products (TF32); the comparison itself runs on the CPU.
+    full = dtype == torch.float64 or (dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest")
+    if not difference <= TOLERANCE["full" if full else "half"]:  # NaN is refused too
         raise ValueError(
             f"the export, opened again, is not the policy: its {kind} differ by {difference:.2g} {unit}; nothing was replaced. "
             "LoRA on embeddings or head of a model with tied weights cannot be merged; leave them out of lora.target_modules."

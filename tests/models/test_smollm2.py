@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_rl.algorithms import GRPO, PPO, RPT, SFT
 from lit_rl.callbacks import HFExport
 from lit_rl.datamodules import GSM8K, LargestNumber, OmniMath, PositionSpec
-from lit_rl.evaluation import Evaluation
+from lit_rl.evaluation import Evaluation, NextTokenEvaluation
 from lit_rl.models import LoRASpec, Policy, PolicySpec
 from lit_rl.models.loading import load_tokenizer
 from lit_rl.rewards import Reward
@@ -91,7 +91,12 @@ RUNS = {
     "sft": (lambda: SFT(**settings()), real_solutions),
     "grpo": (lambda: GRPO(**sampled(reward=Length())), questions),
     "ppo": (lambda: PPO(**sampled(reward=Length(), epochs=1, minibatches=1)), questions),
-    "rpt": (lambda: RPT(**sampled(template="direct", reward=Length(), max_context=64)), real_positions),
+    "rpt": (
+        lambda: RPT(
+            **sampled(template="direct", evaluation=NextTokenEvaluation(max_new_tokens=4), reward=Length(), max_context=64)
+        ),
+        real_positions,
+    ),
 }
 
 
