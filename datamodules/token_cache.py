@@ -71,7 +71,7 @@ def read_cache(folder: Path) -> TokenCache:
 
 
 def write_cache(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> None:
-    """Tokenize a corpus and write its tokens into a new folder. A folder that exists already is not changed.
+    """Tokenize a corpus into a new folder; an existing folder stays as it is.
 
     Raises:
         ValueError: if the tokenizer cannot encode a text, or there is no text.

@@ -93,7 +93,7 @@ def run(args: list[str]) -> None:
 
 
 def _command(args: list[str]) -> tuple[str, list[str]]:
-    """The command, and all other arguments; an empty command if the arguments ask for the help of all commands.
+    """Split arguments into the command and the rest; the command is empty if general help is asked for.
 
     Raises:
         ValueError: if there is no such command.

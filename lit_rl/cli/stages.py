@@ -143,10 +143,10 @@ def _stage(file: str, name: Any, entry: Any, root: Path) -> Stage:
 
 
 def _overrides(where: str, overrides: Any) -> dict[str, Any]:
-    """The entry ``set`` of a stage.
+    """Check the options that a stage sets, and return them.
 
     Raises:
-        ValueError: if it is no mapping of dotted names to values that a flag can have.
+        ValueError: if they are not a mapping of dotted names to values that a flag can have.
     """
     if not isinstance(overrides, dict):
         raise ValueError(f"{where} has set {overrides!r}; write a mapping such as {{trainer.max_steps: 100}}.")

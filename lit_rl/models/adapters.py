@@ -44,11 +44,12 @@ def merged_adapter(folder: str, **options: Any) -> PreTrainedModel:
             f"the adapter's base {name!r} cannot be opened ({first_line(error)}); "
             "put it there, or write its place into adapter_config.json"
         ) from error
+    # Recorded before peft opens the adapter: it freezes the whole base.
     frozen = {name for name, weight in base.named_parameters() if not weight.requires_grad}
     adapted = PeftModel.from_pretrained(base, folder)
-    _untie(base)
+    _untie(base)  # before merging, which would write the adapter of one layer into both
     model: Any = adapted.merge_and_unload()
-    # peft freezes the base of an adapter, and merging leaves it frozen.
+    # Merging leaves the base frozen, and the optimizer would have nothing to train.
     for name, weight in model.named_parameters():
         weight.requires_grad_(name not in frozen)
     return model
@@ -71,6 +72,7 @@ def add_adapter(model: PreTrainedModel, lora: LoRASpec) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
+    # peft passes over a name that matches nothing, and the experts would silently stay as they are.
     for name in lora.target_parameters or []:
         if not any(weight.endswith(f".{name}") for weight in _adapted_weights(model)):
             raise ValueError(f"model.policy.lora.target_parameters: the model has no weight whose name ends with {name!r}.")
@@ -125,6 +127,7 @@ def _untie(model: PreTrainedModel) -> None:
     if not any(isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper) for layer in layers):
         return
     head, embeddings = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers)
+    # In the config too: an export that says "tied" would drop the head and open with the embeddings in its place.
     model.config.tie_word_embeddings = False
     if head.weight is embeddings.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)

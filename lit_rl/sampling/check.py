@@ -135,7 +135,7 @@ def _learner_difference(comparison: Comparison, capabilities: Capabilities) -> f
 
 
 def _complaint(policy: Policy, comparisons: list[Comparison], own: str) -> str:
-    """What differs with the model's own attention, and the option that would work."""
+    """Describe the difference under the model's own attention, and name the option that would work."""
     for comparison in comparisons:
         use_attention(comparison.policy.causal_lm, own)
     found = next(
@@ -148,7 +148,7 @@ def _complaint(policy: Policy, comparisons: list[Comparison], own: str) -> str:
 
 
 def _fault(comparison: Comparison) -> str | None:
-    """What differs without shortcuts; None if nothing does."""
+    """Describe the first difference without shortcuts; None if all results agree."""
     whole = replace(comparison.policy.capabilities, shares_keys=False, packs=False, shares_prompts=False)
     for name, difference in (("sampler", _sampler_difference), ("learner", _learner_difference)):
         try:

@@ -35,6 +35,7 @@ def save_failed_step(batches: Sequence[MicroBatch[Any]], runtime: Runtime) -> Pa
     The file holds tensors, numbers and strings only, so that ``torch.load(weights_only=True)`` opens it.
     """
     own = {"batches": [batch.to("cpu").state_dict() for batch in batches]}
+    # A collective, although rank 0 alone writes: the gradient came from the batches of all ranks.
     ranks = [state["batches"] for state in collect_states(own, runtime.ranks)]
     path = runtime.folder / f"failed_step-{runtime.step + 1}.pt"
     if runtime.rank == 0:
@@ -84,7 +85,7 @@ def replay(step: FailedStep, module: Learner, device: torch.device) -> list[str]
         for number, batch in enumerate(batches):
             batch = batch.to(device)
             loss = module.whole_loss(batch).loss
-            loss.backward()
+            loss.backward()  # gradients of all ranks add up in one process
             total += float(loss.detach())
             policy, rows = module.policy, batch.rows
             with torch.no_grad():
