@@ -100,7 +100,7 @@ class Guarded(Reward):
 
 
 def run_within(seconds: float, call: Callable[[], Any]) -> tuple[bool, Any]:
-    """Run a call; returns whether it finished in time, and its result. 0 seconds mean no limit; its exceptions are raised here."""
+    """Run a call; returns whether it ended in time, and its result. 0 seconds are no limit; its exceptions are raised here."""
     if not seconds:
         return True, call()
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
