@@ -117,7 +117,10 @@ class WordProblems(PromptDataModule, ABC, Generic[ProblemT]):
         return {name: read_rows(rows, self._read, self.malformed, f"{self.dataset} ({name})") for name, rows in tables.items()}
 
     def _samples(self, problems: list[tuple[int, ProblemT]]) -> list[Sample]:
-        return [Sample(self._prompt(each.question), each.solution, each.answer, number) for number, each in problems]
+        return [
+            Sample(self._prompt(each.question), each.solution, each.answer, number, question=each.question)
+            for number, each in problems
+        ]
 
     def _prompt(self, question: str) -> str:
         if self.positions:  # the policy's RPT template asks

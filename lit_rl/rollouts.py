@@ -59,6 +59,8 @@ class Rollouts:
     """Number of the prompt that each row continues; default: the same number of rows for each prompt, in order."""
     group: PerRow = field(default=lambda rows: rows.prompt)
     """Number of each row's group, from 0 without gaps; default: one group for each prompt."""
+    arm: PerRow = field()
+    """Number of the arm that drew each row (`lit_rl.sampling.arms`); unfilled without arms."""
     sampled: PerToken = field(default=lambda rows: rows.mask)
     """bool, True at tokens that the policy sampled, False at tokens written by others (tool output) and after the end;
     default: all tokens of a row."""

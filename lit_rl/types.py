@@ -39,6 +39,8 @@ class Sample(NamedTuple):
     """Token ids that follow ``context``."""
     entropy: float | None = None
     """Entropy of the next token in nats, if a proxy model was asked for it."""
+    question: str = ""
+    """The bare question, without instruction and template; empty if the data are not questions."""
 
 
 class TokenScores(NamedTuple):
