@@ -108,7 +108,8 @@ def check_fit(name: str, samples: Samples, module: Any, training: bool) -> None:
     shown = int(module.renderer.render(collate(module.tokenizer, [sample])).mask.sum())
     after = new or int(completions[longest])
     if shown + after > positions:
-        what = "new ones (sampler.max_new_tokens)" if new else "of its completion"
+        option = f"model.{'sampler' if training else 'evaluation'}.max_new_tokens"
+        what = f"new ones ({option})" if new else "of its completion"
         remedy = (
             "write a smaller model.max_context or data.window"
             if isinstance(samples, Positions | WindowSamples)

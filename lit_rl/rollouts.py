@@ -49,6 +49,8 @@ class Rollouts:
     """Tokens of each row, the end token among them."""
     truncated: PerRow = field(required=True)
     """bool, True if the row ran into its limit before an end token."""
+    stopped: PerRow = field(default=lambda rows: torch.zeros_like(rows.truncated))
+    """bool, True if a stop string ended the row, whose last token then belongs to its text; default False."""
     logprobs: PerToken = field(required=True)
     """float32, log-probability of each sampled token under the distribution that it was drawn from."""
     entropies: PerToken = field(required=True)
@@ -165,7 +167,8 @@ class Rollouts:
 
     def completions(self) -> list[list[int]]:
         """Token ids of each row without its end token."""
-        lengths = (self.lengths - (~self.truncated).long()).tolist()  # only truncated rows have no end token
+        # Rows that ran into their limit or into a stop string have no end token.
+        lengths = (self.lengths - (~self.truncated & ~self.stopped).long()).tolist()
         return [row[:length] for row, length in zip(self.completion_ids.tolist(), lengths, strict=True)]
 
     # --- selecting and joining -----------------------------------------------------------------------------------

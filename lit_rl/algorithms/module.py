@@ -26,7 +26,7 @@ from lit_rl.sampling.actor import Actor
 from lit_rl.sampling.check import check_policy
 from lit_rl.sampling.renderer import Renderer
 from lit_rl.training.batch_plan import BatchPlan, planned_steps
-from lit_rl.training.checks import check_intervals
+from lit_rl.training.checks import check_intervals, check_one_loader
 from lit_rl.training.optimizer import build_optimizer
 from lit_rl.training.optimizer_step import OptimizerStep, with_router_loss
 from lit_rl.training.resume import check_checkpoint, collect_states, describe_models, make_resumable, state_of_rank
@@ -232,13 +232,13 @@ class PolicyModule(pl.LightningModule):
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluation.update(self.actor, batch)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluation.update(self.actor, batch)
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, str]]:
+    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
         return self.evaluation.answer(self.actor, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -254,6 +254,7 @@ class PolicyModule(pl.LightningModule):
     # Evaluation draws random numbers and unshards weights; neither may show in training. The context spans two hooks.
 
     def on_validation_start(self) -> None:
+        check_one_loader(self.trainer)
         self._isolated.enter_context(self._isolation())
 
     def on_validation_end(self) -> None:

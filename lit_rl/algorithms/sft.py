@@ -49,11 +49,11 @@ class SFT(PolicyModule):
         loss = -(scores.logprobs * batch.weights).sum()
         return BatchLoss(loss, {"mean_token_accuracy": (scores.hits * batch.weights).sum()}, {}, {})
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         super().validation_step(batch, batch_idx)
         self._log_loss("val", batch)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         super().test_step(batch, batch_idx)
         self._log_loss("test", batch)
 

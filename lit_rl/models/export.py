@@ -75,6 +75,7 @@ def _write(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, wei
         mend_generation_config(generation)
         # Whatever ended a completion in training ends it in `generate`, which would otherwise run on past the turn.
         generation.eos_token_id = policy.end_tokens
+        generation.stop_strings = policy.stop_strings.texts or None
     if policy.spec.lora is not None and not _opens_alone(policy):
         _merged(policy, weights.model).save_pretrained(folder)
     else:

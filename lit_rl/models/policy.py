@@ -29,6 +29,7 @@ from lit_rl.models.router_loss import RouterLoss
 from lit_rl.models.spec import PolicySpec
 from lit_rl.models.value_head import ValueHead, load_value_head
 from lit_rl.rollouts import Rollouts
+from lit_rl.text.stop_strings import StopStrings
 from lit_rl.types import PromptBatch, TokenBatch, TokenScores
 
 
@@ -50,6 +51,7 @@ class Policy(nn.Module):
         self.spec = spec
         causal_lm = self.causal_lm
         self.end_tokens = end_tokens(causal_lm, tokenizer, spec.stop_tokens)
+        self.stop_strings = StopStrings(spec.stop_strings, tokenizer)
         self.value_head: ValueHead | None = None
         # Rows of the head, often more than the tokenizer has tokens.
         self.vocabulary = causal_lm.get_output_embeddings().weight.shape[0]

@@ -37,11 +37,14 @@ class PolicySpec:
     size: Literal["tiny", "small", "medium", "large"] | None = None
     """Width, heads and layers of a model from scratch: 32/2/2, 64/4/4, 512/8/8 or 768/8/8. Options in ``config`` win."""
     tokenizer: str | None = None
-    """Hugging Face name or folder of a tokenizer, or ``arithmetic``, ``reasoning``, ``bytes``, ``rpn13``, ``rpn113`` (RPN by
-    its modulus); default: the tokenizer beside ``pretrained``."""
+    """Hugging Face name or folder of a tokenizer, or ``arithmetic``, ``reasoning``, ``bytes``, ``stories``, ``rpn13``,
+    ``rpn113`` (RPN by its modulus); default: the tokenizer beside ``pretrained``."""
     stop_tokens: list[str] = field(default_factory=list)
     """Tokens, as text, that end a completion beside the tokenizer's end token, the chat template's end of turn and those that
     the model names; e.g. a line break."""
+    stop_strings: list[str] = field(default_factory=list)
+    """Texts of any number of tokens that end a completion, e.g. ["\\n\\nQuestion:"] for a model that never learned to end. The
+    text that is judged ends before them; their tokens stay in the completion that is learned."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of the weights. Keep float32, and choose the precision of computations by ``trainer.precision``: weights that
     learn must have it. Under ``lora`` the base may be bfloat16, since the adapters stay float32."""

@@ -35,5 +35,7 @@ class Actor:
         """
         with self.runtime.forward_context():
             rollouts = sampler.sample(self.policy, prompts, group_size, SampleKey(self.seed, rollout, round))
-        rollouts.texts = self.renderer.decode(rollouts)
+        texts, stops = self.renderer.decode(rollouts), self.policy.stop_strings
+        ended = rollouts.stopped.tolist()
+        rollouts.texts = [stops.cut(text) if stopped else text for text, stopped in zip(texts, ended, strict=True)]
         return rollouts

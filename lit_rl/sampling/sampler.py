@@ -15,6 +15,7 @@ from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.decoding import DecodingBatch
 from lit_rl.sampling.top_k_top_p import SampledTokens, sample_tokens
 from lit_rl.support import Support
+from lit_rl.text.stop_strings import StopWatch
 from lit_rl.types import PromptBatch
 
 
@@ -94,6 +95,7 @@ class Sampler:
         greedy, untempered = bool((temperatures == 0).any()), bool((temperatures == 1).all())
         ends = torch.tensor(policy.end_tokens, device=device)
         record = _Record(len(prompts) * group_size, self.max_new_tokens)
+        watch = policy.stop_strings.watch(record.rows)
         batch = DecodingBatch(policy, prompts, group_size, self.max_new_tokens, self.max_rows)
         batch.admit()
         while batch.has_unfinished():
@@ -108,12 +110,16 @@ class Sampler:
                 None if greedy else uniforms[rows, column],
             )
             ended = torch.isin(sampled.tokens, ends)
+            if policy.stop_strings:
+                ended = ended | _stopped(watch, rows, sampled.tokens, batch.running & ~ended)
             record.write(rows, generated, batch.running, sampled, ended)
             batch.append(sampled.tokens, ended)
             batch.drop_finished()
             batch.advance()
             batch.admit()
-        return record.rollouts(prompts, temperatures)
+        rollouts = record.rollouts(prompts, temperatures)
+        rollouts.stopped = torch.tensor(watch.stopped, device=device)
+        return rollouts
 
     def _given_temperatures(self) -> list[float]:
         return self.temperature if isinstance(self.temperature, list) else [self.temperature]
@@ -135,6 +141,12 @@ class Sampler:
                 f"sampler.max_rows is {self.max_rows} and a group has {group_size} completions, which are decoded together; "
                 "raise it, or write 0 for no limit."
             )
+
+
+def _stopped(watch: StopWatch, rows: Tensor, tokens: Tensor, running: Tensor) -> Tensor:
+    """(n) bool, True at running rows that a stop string ends with the given tokens (n)."""
+    triples = zip(rows.tolist(), tokens.tolist(), running.tolist(), strict=True)
+    return torch.tensor([runs and watch.add(row, token) for row, token, runs in triples], device=tokens.device)
 
 
 def draw_uniforms(key: SampleKey, numbers: list[int], group_size: int, length: int) -> Tensor:

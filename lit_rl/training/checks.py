@@ -105,3 +105,14 @@ def check_equal_work(problems: int, ranks: int) -> None:
             f"model.policy.unshard layer needs equal work on every rank, but {problems} problems "
             f"do not divide over {ranks} ranks."
         )
+
+
+def check_one_loader(trainer: pl.Trainer) -> None:
+    """Refuse several loaders in one evaluation: its problems are counted together."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders if trainer.predicting else None
+    loaders = trainer.val_dataloaders if loaders is None else loaders
+    if isinstance(loaders, list | tuple | dict) and len(loaders) > 1:
+        raise ValueError(
+            f"{len(loaders)} loaders for one evaluation, whose problems would be counted together; give one, and evaluate "
+            "other problems by a run of lit-rl validate or test each."
+        )

@@ -57,7 +57,8 @@ def test_a_prompt_that_does_not_fit_the_model_stops_the_run_before_its_first_ste
     quiet = Evaluation(max_new_tokens=0)
     module = GRPO(spec, sampler=Sampler(max_new_tokens=8), group_size=2, evaluation=quiet)
     message = (
-        r"sample 19 of data\.train_set has a prompt of 10 tokens, and with 8 new ones .* 16 positions; .*max_prompt_tokens 8"
+        r"sample 19 of data\.train_set has a prompt of 10 tokens, and with 8 new ones \(model\.sampler\.max_new_tokens\)"
+        r".* 16 positions; .*max_prompt_tokens 8"
     )
     with pytest.raises(ValueError, match=message):
         run(tmp_path, module)

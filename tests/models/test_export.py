@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_spec
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lit_rl.models import LoRASpec, Policy, PolicySpec
 from lit_rl.models.export import export_policy, mend_generation_config, whole_weights
@@ -203,3 +203,8 @@ def test_an_export_ends_its_text_at_every_token_that_ended_a_completion(tmp_path
     ends = AutoModelForCausalLM.from_pretrained(tmp_path / "export").generation_config.eos_token_id
     assert ends == policy.end_tokens
     assert len(ends) == 2
+
+
+def test_an_export_ends_its_text_at_the_stop_strings_too(tmp_path):
+    export(trained(tiny_spec(stop_strings=["=1"])), tmp_path / "export")
+    assert GenerationConfig.from_pretrained(tmp_path / "export").stop_strings == ["=1"]

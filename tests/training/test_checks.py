@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from conftest import quiet_trainer, tiny_spec
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
@@ -12,6 +13,10 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
+from lit_rl.algorithms import SFT
+from lit_rl.datamodules import Arithmetic
+from lit_rl.evaluation import Evaluation
+from lit_rl.tasks.infix import Grammar
 from lit_rl.training.checks import check_equal_work, check_intervals, check_trainer
 
 
@@ -95,3 +100,20 @@ def test_problems_that_ranks_cannot_share_equally_are_refused():
     check_equal_work(16, 2)
     with pytest.raises(ValueError, match=r"15 problems do not divide over 2 ranks\.$"):
         check_equal_work(15, 2)
+
+
+class TwoLoaders(Arithmetic):
+    def val_dataloader(self):
+        return [super().val_dataloader(), super().val_dataloader()]
+
+
+def test_several_loaders_of_one_evaluation_are_refused(tmp_path):
+    sizes = {"grammar": Grammar(max_digits=1), "epoch_size": 16, "val_problems": 4, "test_problems": 4}
+    with pytest.raises(ValueError, match=r"^2 loaders for one evaluation, .*; give one, and evaluate other problems by"):
+        quiet_trainer(tmp_path, limit_val_batches=1).validate(SFT(tiny_spec(), evaluation=Evaluation(4)), TwoLoaders(**sizes), verbose=False)
+
+
+def test_answers_that_do_not_fit_the_model_name_their_own_option(tmp_path):
+    data = Arithmetic(grammar=Grammar(max_digits=1), val_problems=4, test_problems=4)
+    with pytest.raises(ValueError, match=r"with 256 new ones \(model\.evaluation\.max_new_tokens\) more than"):
+        quiet_trainer(tmp_path, limit_val_batches=1).validate(SFT(tiny_spec()), data, verbose=False)
