@@ -1,6 +1,6 @@
 """Runs of a few optimizer steps that one and two processes must agree on; started by `training/test_distributed.py`.
 
-python distributed_runs.py FILE runs|long
+python distributed_runs.py FILE ordinary|all
 """
 
 import functools
@@ -104,13 +104,35 @@ RUNS = {
 }
 
 
-LONG_RUNS = {"grpo compiled": (lambda: grpo(policy=tiny_spec(compile=True)), {"max_steps": 4})}
-"""Runs that take too long for an ordinary session of tests."""
+RUNS["grpo compiled"] = (lambda: grpo(policy=tiny_spec(compile=True)), {"max_steps": 4})
 
 RESUMED = ["grpo", "ppo with a critic warming up", "ppo with a critic of its own"]
 """Runs that are also stopped after two steps and resumed."""
 
-STRATEGIES = ["ddp", "fsdp2"]
+ORDINARY = {
+    "ddp": [
+        "ppo ending rollouts early",
+        "ppo with a critic warming up",
+        "sft with a failed step",
+        "gradient of grpo",
+        "gradient of grpo with everything",
+        "gradient of grpo with failing rewards",
+    ],
+    "fsdp2": [
+        "grpo",
+        "grpo lora",
+        "grpo gathering layers",
+        "grpo with everything",
+        "ppo with a critic of its own",
+        "sft",
+        "gradient of ppo",
+        "gradient of sft",
+    ],
+}
+"""Runs of an ordinary session of tests: each kind under the strategy where more can go wrong."""
+
+SETS = {"ordinary": ORDINARY, "all": {strategy: list(RUNS) for strategy in ORDINARY}}
+"""Runs by strategy."""
 
 
 class Keep(RolloutCallback):
@@ -144,7 +166,7 @@ class Keep(RolloutCallback):
 
 def fit(name, strategy="auto", devices=1, accumulate=2, callbacks=(), ckpt_path=None, **limits):
     """Outcome of a run, over all ranks."""
-    build, options = (RUNS | LONG_RUNS)[name]
+    build, options = RUNS[name]
     torch.manual_seed(1)
     keep = Keep()
     trainer = quiet_trainer(
@@ -217,17 +239,20 @@ def errors_of_an_export(folder, strategy):
 
 
 if __name__ == "__main__":
-    file, names = Path(sys.argv[1]), {"runs": RUNS, "long": LONG_RUNS}[sys.argv[2]]
+    file, chosen = Path(sys.argv[1]), SETS[sys.argv[2]]
     results = {
         strategy: {name: two_processes(name, strategy, file.parent / strategy / name) for name in names}
-        for strategy in STRATEGIES
+        for strategy, names in chosen.items()
     }
-    if sys.argv[2] == "runs":
-        for strategy in STRATEGIES:
-            results[strategy]["exported"] = exported(file.parent / "exported" / strategy, strategy, 2)
-            results[strategy]["errors"] = errors_of_an_export(file.parent / "refused" / strategy, strategy)
+    exports = {
+        strategy: {
+            "exported": exported(file.parent / "exported" / strategy, strategy, 2),
+            "errors": errors_of_an_export(file.parent / "refused" / strategy, strategy),
+        }
+        for strategy in (chosen if sys.argv[2] == "all" else ["fsdp2"])
+    }
     if torch.distributed.get_rank() == 0:
-        torch.save(results, file)
+        torch.save({"runs": results, "exports": exports}, file)
     # A process whose peer has left first may be aborted on its way out.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

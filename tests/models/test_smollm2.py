@@ -109,15 +109,15 @@ def test_a_run_resumes_exactly_and_its_export_is_the_policy(name, tmp_path, toke
     make, make_data = RUNS[name]
     data = make_data(tmp_path)
 
-    def fit(resume=None):
+    def fit(*callbacks, resume=None):
         module = make()
         saved = ModelCheckpoint(tmp_path / "checkpoints", filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        options = {"precision": PRECISION, "enable_checkpointing": True, "callbacks": [saved, HFExport()]}
+        options = {"precision": PRECISION, "enable_checkpointing": True, "callbacks": [saved, *callbacks]}
         quiet_trainer(tmp_path, max_steps=2, **options).fit(module, data, ckpt_path=resume)
         return module
 
     whole = fit()
-    resumed = fit(tmp_path / "checkpoints" / "step=1.ckpt")
+    resumed = fit(HFExport(), resume=tmp_path / "checkpoints" / "step=1.ckpt")
     expected, found = weights(whole), weights(resumed)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
