@@ -65,17 +65,18 @@ class Progress(ProgressBar):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._evaluating("baseline" if trainer.sanity_checking else "validation", batch_idx)
+        batches = f" of {trainer.num_val_batches[dataloader_idx]}" if trainer.state.fn == "validate" else ""
+        self._evaluating("baseline" if trainer.sanity_checking else "validation", batch_idx, batches)
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._evaluating("test", batch_idx)
+        self._evaluating("test", batch_idx, f" of {trainer.num_test_batches[dataloader_idx]}")
 
     def on_predict_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._evaluating("prediction", batch_idx)
+        self._evaluating("prediction", batch_idx, f" of {trainer.num_predict_batches[dataloader_idx]}")
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._evaluation = ""
@@ -118,8 +119,8 @@ class Progress(ProgressBar):
         epochs = trainer.max_epochs or -1
         return int(epochs * (batches // trainer.accumulate_grad_batches)) if epochs > 0 and batches != float("inf") else 0
 
-    def _evaluating(self, name: str, batch: int) -> None:
-        self._evaluation = f"{name}, batch {batch + 1}"
+    def _evaluating(self, name: str, batch: int, batches: str = "") -> None:
+        self._evaluation = f"{name}, batch {batch + 1}{batches}"
         self._open()
         self._show()
 

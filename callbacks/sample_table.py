@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
+from lit_rl.algorithms import PolicyGradient
 from lit_rl.rollouts import Rollouts
 from lit_rl.training.metrics_log import keep_lines
 from lit_rl.training.stream import MicroBatch
@@ -40,7 +42,8 @@ class SampleTable(Callback):
         due = batch.first and trainer.global_step % self.every_n_steps == 0
         if not (due and trainer.is_global_zero and isinstance(batch.rows, Rollouts)) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        entries = sample_rows(batch.rows, trainer.global_step)[: self.rows]
+        names = module.sampler.arm_names if isinstance(module, PolicyGradient) else ()
+        entries = sample_rows(batch.rows, trainer.global_step, names)[: self.rows]
         path = _file(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -62,8 +65,8 @@ def _file(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "samples.jsonl"
 
 
-def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
-    """One flat entry per completion, in the order of the rollouts."""
+def sample_rows(rollouts: Rollouts, step: int, arm_names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One flat entry per completion, in the order of the rollouts, with the name of its arm if there are arms."""
     columns = {
         "reward": rollouts.rewards,
         **{f"rewards/{name}": values for name, values in rollouts.parts.items()},
@@ -77,4 +80,7 @@ def sample_rows(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
     for row, (text, sample) in enumerate(zip(rollouts.texts, rollouts.samples, strict=True)):
         entry = {"step": step, "prompt": sample.prompt, "completion": text, "reference": sample.reference}
         entries.append(entry | {name: column[row] for name, column in values.items()})
+    if arm_names and rollouts.has("arm"):
+        for entry, arm in zip(entries, rollouts.arm.tolist(), strict=True):
+            entry["arm"] = arm_names[arm]
     return entries

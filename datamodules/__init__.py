@@ -8,7 +8,9 @@ from .largest_number import LargestNumber
 from .omni_math import OmniMath
 from .positions import Positions, PositionSpec
 from .reasoned_arithmetic import ReasonedArithmetic
+from .recorded import Recorded
 from .rpn import RPN
+from .story_problems import StoryProblems
 
 __all__ = [
     "GSM8K",
@@ -22,4 +24,6 @@ __all__ = [
     "Positions",
     "PromptDataModule",
     "ReasonedArithmetic",
+    "Recorded",
+    "StoryProblems",
 ]

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 from transformers import PreTrainedTokenizerBase
 
 from lit_rl.options import check_choice, check_whole
@@ -130,6 +130,7 @@ class PromptDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_choice("data.overlong", overlong, Overlong)
+        self.predict_on("test_set")
         self.max_prompt_tokens, self.overlong = max_prompt_tokens, overlong
         if max_prompt_tokens is not None:
             check_whole("data", "max_prompt_tokens", max_prompt_tokens, 2)
@@ -182,7 +183,11 @@ class PromptDataModule(pl.LightningDataModule):
         return self._evaluation_loader("test_set")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("test_set")
+        return self._evaluation_loader(self._predicted, self._predict_limit)
+
+    def predict_on(self, name: str, limit: int = 0) -> None:
+        """Let `predict` go through the first ``limit`` samples of a set; 0: all of them. Without this call: the test set."""
+        self._predicted, self._predict_limit = name, limit
 
     def take_positions(self, spec: PositionSpec) -> None:
         """Replace the samples of all three sets by positions inside them."""
@@ -214,11 +219,12 @@ class PromptDataModule(pl.LightningDataModule):
         if not generated:
             check_fit(name, samples, self.trainer.lightning_module, training)
 
-    def _evaluation_loader(self, name: str) -> DataLoader:
+    def _evaluation_loader(self, name: str, limit: int = 0) -> DataLoader:
         if getattr(self, name, None) is None:
             raise ValueError(f"{type(self).__name__} has no {name}; set it in `setup`, or write trainer.limit_val_batches 0.")
         self._limit_prompts(name)
         samples, ranks = getattr(self, name), self.trainer.world_size
+        samples = Subset(samples, range(min(limit, len(samples)))) if limit else samples
         # A rank without problems would skip the evaluation, and the others would wait for it in a collective.
         if 0 < len(samples) < ranks:
             raise ValueError(f"data.{name} has {len(samples)} problems for {ranks} processes; give each one at least.")

@@ -7,13 +7,14 @@ import functools
 import sys
 from pathlib import Path
 
+import arm_runs
 import torch
 from conftest import quiet_trainer, tiny_data, tiny_spec
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from lit_rl.algorithms import GRPO, PPO, SFT
-from lit_rl.callbacks import HFExport
+from lit_rl.callbacks import Bandit, HFExport
 from lit_rl.evaluation import Evaluation
 from lit_rl.hooks import RolloutCallback
 from lit_rl.models import LoRASpec
@@ -82,6 +83,8 @@ RUNS = {
     "grpo": (grpo, {"max_steps": 4}),
     "grpo without a reference": (lambda: grpo(kl_coef=0.0, advantage_scale="group"), {"max_steps": 4}),
     "grpo lora": (lambda: grpo(policy=tiny_spec(lora=LoRASpec(r=4))), {"max_steps": 4}),
+    "grpo nf4": (lambda: grpo(policy=tiny_spec(quantization="nf4", lora=LoRASpec(r=4))), {"max_steps": 4}),
+    "grpo int8": (lambda: grpo(policy=tiny_spec(quantization="int8", lora=LoRASpec(r=4))), {"max_steps": 4}),
     # Prompts enter at different times on the two ranks, which must run the same number of forwards all the same.
     "grpo gathering layers": (
         lambda: grpo(policy=tiny_spec(unshard="layer"), sampler=Sampler(24, max_rows=4)),
@@ -104,9 +107,13 @@ RUNS = {
 }
 
 
+RUNS["grpo with arms"] = (
+    lambda: arm_runs.grpo(epochs=1, optimizer=functools.partial(torch.optim.SGD, lr=0.3)),
+    {"max_steps": 4, "data": arm_runs.stories, "with": lambda: [Bandit(arms_per_question=2)]},
+)
 RUNS["grpo compiled"] = (lambda: grpo(policy=tiny_spec(compile=True)), {"max_steps": 4})
 
-RESUMED = ["grpo", "ppo with a critic warming up", "ppo with a critic of its own"]
+RESUMED = ["grpo", "grpo nf4", "ppo with a critic warming up", "ppo with a critic of its own"]
 """Runs that are also stopped after two steps and resumed."""
 
 ORDINARY = {
@@ -121,10 +128,12 @@ ORDINARY = {
     "fsdp2": [
         "grpo",
         "grpo lora",
+        "grpo nf4",
         "grpo gathering layers",
         "grpo with everything",
         "ppo with a critic of its own",
         "sft",
+        "grpo with arms",
         "gradient of ppo",
         "gradient of sft",
     ],
@@ -167,6 +176,8 @@ class Keep(RolloutCallback):
 def fit(name, strategy="auto", devices=1, accumulate=2, callbacks=(), ckpt_path=None, **limits):
     """Outcome of a run, over all ranks."""
     build, options = RUNS[name]
+    data, own = options.get("data", tiny_data), options.get("with", list)
+    options = {key: value for key, value in options.items() if key not in ("data", "with")}
     torch.manual_seed(1)
     keep = Keep()
     trainer = quiet_trainer(
@@ -175,7 +186,7 @@ def fit(name, strategy="auto", devices=1, accumulate=2, callbacks=(), ckpt_path=
         devices=devices,
         gradient_clip_val=1.0,
         accumulate_grad_batches=accumulate,
-        callbacks=[keep, *callbacks],
+        callbacks=[keep, *own(), *callbacks],
         enable_checkpointing=bool(callbacks),
         check_val_every_n_epoch=None,
         limit_val_batches=1.0,
@@ -183,7 +194,7 @@ def fit(name, strategy="auto", devices=1, accumulate=2, callbacks=(), ckpt_path=
     )
     module = build()
     with torch.compiler.set_stance("default", force_backend="aot_eager"):  # traced as ever; generating code takes long
-        trainer.fit(module, tiny_data(), ckpt_path=ckpt_path)
+        trainer.fit(module, data(), ckpt_path=ckpt_path)
     texts, tokens = [keep.texts], [keep.tokens]
     if trainer.world_size > 1:
         texts, tokens = [None] * trainer.world_size, [None] * trainer.world_size

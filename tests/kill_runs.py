@@ -84,6 +84,17 @@ def config(folder: Path, algorithm: str) -> str:
 
 def start(file: str, output: Path, prepare: Callable[[], None] = lambda: None, resume: tuple[str, ...] = RESUME) -> int:
     """Number of a process that runs ``fit`` on a config, resumed if there is a checkpoint."""
+
+    def run() -> None:
+        prepare()
+        sys.argv = ["lit-rl"]
+        main(["fit", "--config", file, *resume, "--debug"])
+
+    return fork(output, run)
+
+
+def fork(output: Path, run: Callable[[], None]) -> int:
+    """Number of a process that calls a function; what it prints goes to a file."""
     process = os.fork()
     if process:
         return process
@@ -93,9 +104,7 @@ def start(file: str, output: Path, prepare: Callable[[], None] = lambda: None, r
         os.dup2(log, 1)
         os.dup2(log, 2)
         _write_there()
-        prepare()
-        sys.argv = ["lit-rl"]
-        main(["fit", "--config", file, *resume, "--debug"])
+        run()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1

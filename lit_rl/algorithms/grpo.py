@@ -54,6 +54,15 @@ class GRPO(PolicyGradient):
         self.baseline: Baseline = baseline
         self.advantage_scale: AdvantageScale = advantage_scale
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # Only to learn: rollouts may be recorded for another algorithm.
+        if stage == "fit" and self.reward.one_per_group and self.baseline in ("group", "leave_one_out"):
+            raise ValueError(
+                f"model.reward {self.reward.name} pays all completions of a question alike, and model.baseline {self.baseline} "
+                "compares them with each other, so that nothing would be learned; write reward.per response, or baseline batch."
+            )
+
     def skips_zero_advantages(self) -> bool:
         # A KL in the reward is part of the advantages, so with it zero advantages have no gradient either.
         kl_term = self.kl_coef != 0 and self.objective.kl_in == "loss"

@@ -33,7 +33,7 @@ from lit_rl.training.resume import check_checkpoint, collect_states, describe_mo
 from lit_rl.training.schedule import Schedule
 from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch, TrainingStream
-from lit_rl.training.weights import MEASURED_STEP, check_learning, share_moved, some_weights
+from lit_rl.training.weights import MEASURED_STEP, check_learning, check_quantization, share_moved, some_weights
 from lit_rl.types import PromptBatch
 
 ON_PROGRESS_BAR = ("loss", "reward", "kl")
@@ -158,6 +158,7 @@ class PolicyModule(pl.LightningModule):
         check_start(self.trainer, stage, self.evaluation, every_forward_together=self.policy_spec.unshard == "layer")
         self._interruption = make_resumable(self.trainer)
         if stage == "fit":
+            check_quantization(self.policy_spec)
             self._stream = None  # a run does not go on with the stream of an earlier one
             self.batch_plan(self.trainer.datamodule.batch_size).show()  # type: ignore[attr-defined]
 

@@ -5,8 +5,7 @@ They differ in advantages: GRPO and RPT compare the completions of a group with 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,9 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from lit_rl.algorithms.module import PolicyModule
+from lit_rl.algorithms.start import check_sampling
 from lit_rl.datamodules.base import PromptDataModule
+from lit_rl.datamodules.recorded import Recorded
 from lit_rl.models.policy import Policy
 from lit_rl.models.reference import Reference
 from lit_rl.models.spec import PolicySpec
@@ -28,17 +29,16 @@ from lit_rl.options import check_least
 from lit_rl.rewards import ArithmeticAnswer, Reward
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.sampler import Sampler
+from lit_rl.training.agreement import check_agreement
 from lit_rl.training.batch_plan import BatchPlan
 from lit_rl.training.collector import Collector
-from lit_rl.training.dry_run import check_reward
+from lit_rl.training.dry_run import check_reward, some_of
 from lit_rl.training.experience import Experience
+from lit_rl.training.recorded import RecordedCollector, check_replay
 from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch
 from lit_rl.training.supervised import supervised_rows
-from lit_rl.types import TokenScores
-
-AGREEMENT_NATS = {"full": 1e-3, "half": 5e-2}
-"""Mean difference per token up to which sampler and learner agree, by the precision of the run."""
+from lit_rl.types import PromptBatch, Sample, TokenScores
 
 
 class PolicyGradient(PolicyModule):
@@ -47,7 +47,7 @@ class PolicyGradient(PolicyModule):
     Args:
         policy: the model that learns and its tokenizer.
         sampler: draws completions.
-        reward: scores completions; default: 1 for a correct answer, else 0.
+        reward: scores completions; default: 1 for a correct answer, else 0; with recorded rollouts the recorded reward.
         optimizer: any torch or bitsandbytes optimizer; default: AdamW at 1e-6 without weight decay.
         group_size: completions per prompt.
         epochs: passes over a rollout; 1 with one minibatch is strictly on-policy.
@@ -82,35 +82,15 @@ class PolicyGradient(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer=optimizer, **options)
         self.sampler, self.reward = sampler or Sampler(), reward or ArithmeticAnswer()
+        self._reward_given = reward is not None
         self.group_size, self.epochs, self.minibatches = group_size, epochs, minibatches
         self.negative_weight, self.overlong, self.objective = negative_weight, overlong, objective
         self.kl_coef, self.entropy_coef, self.lm_coef = kl_coef, entropy_coef, lm_coef
         self.reference: Reference | None = None
+        self.recorder: Callable[[PromptBatch], None] | None = None  # takes the batches of `predict`, set by `RolloutWriter`
         self._agreed = False  # whether sampler and learner have been seen to agree
-        self._check_options()
-
-    def _check_options(self) -> None:
         check_least(self, "model", group_size=1, epochs=1, minibatches=1, negative_weight=0, kl_coef=0, lm_coef=0)
-        if self.sampler.temperature == 0:
-            raise ValueError("model.sampler.temperature is 0: all completions of a group would be equal; write 1.0.")
-        if isinstance(self.sampler.temperature, list) and len(self.sampler.temperature) > self.group_size:
-            raise ValueError(
-                f"model.sampler.temperature lists {len(self.sampler.temperature)} temperatures, but a group has "
-                f"{self.group_size} completions; write at most {self.group_size}, or raise model.group_size."
-            )
-        lora = self.policy_spec.lora
-        if lora is not None and lora.dropout:
-            raise ValueError(f"model.policy.lora.dropout is {lora.dropout}; sampler and learner must agree: write 0.")
-        if (self.objective.ratio, self.objective.aggregation) == ("sequence", "token"):
-            rank_zero_info(
-                "objective.ratio sequence with aggregation token weighs a sequence by its length; "
-                "GSPO (arXiv 2507.18071) has aggregation sequence."
-            )
-        if self.objective.surrogate == "reinforce" and self.epochs * self.minibatches > 1:
-            raise ValueError(
-                f"objective.surrogate reinforce goes with one epoch of one minibatch, not {self.epochs} x {self.minibatches}: "
-                "it has no ratio for a policy that has moved. With more steps a rollout write clip, cispo or sapo."
-            )
+        check_sampling(self.sampler, group_size, epochs, minibatches, objective, policy.lora)
 
     # --- defined by each algorithm -------------------------------------------------------------------------------
 
@@ -123,7 +103,10 @@ class PolicyGradient(PolicyModule):
         return {}
 
     def new_tokens(self, training: bool) -> int:
-        return self.sampler.max_new_tokens if training else super().new_tokens(training)
+        if not training:
+            return super().new_tokens(training)
+        # An arm's style is in no prompt of the data, and takes positions as new tokens do.
+        return self.sampler.max_new_tokens + self.sampler.added_tokens(self.tokenizer)
 
     def skips_zero_advantages(self) -> bool:
         """Whether rows with advantage 0 have no gradient, so that leaving them out is exact."""
@@ -134,8 +117,18 @@ class PolicyGradient(PolicyModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, PromptDataModule) and stage == "fit":
-            check_reward(self.reward, data.train_set)
+        if stage != "fit":
+            return
+        if isinstance(data, Recorded):
+            options = (self.renderer, self.group_size, self.objective, self.kl_coef, self.overlong, self._reward_given)
+            check_replay(data, *options)
+        elif isinstance(data, PromptDataModule):
+            self.check_samples(data.train_set)
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        """Refuse samples that the sampler or the reward cannot take."""
+        self.sampler.check(self.group_size, some_of(samples))
+        check_reward(self.reward, samples)
 
     def policies(self) -> list[Policy]:
         copy = self.reference.copy if self.reference else None
@@ -147,7 +140,7 @@ class PolicyGradient(PolicyModule):
         if not (self.policy.capabilities.packs or self.policy.capabilities.shares_prompts):
             rank_zero_info("Prompts are computed once per completion: this model's cache carries no gradient as configured.")
         if self.kl_coef:
-            self.reference = Reference(self.policy)
+            self.reference = Reference(self.policy, sharded=self.device_mesh is not None)
 
     def on_fit_start(self) -> None:
         # Lightning neither moves nor casts the copy, which is not a submodule.
@@ -164,7 +157,7 @@ class PolicyGradient(PolicyModule):
         self.experience = Experience(
             loader,
             plan,
-            Collector(self.actor, self.sampler, self.reward, self.overlong, self.group_size),
+            self.collector(),
             # Functions instead of the module: the stream sees nothing else of it.
             finish=self.add_advantages,
             unsharded=self.unsharded,
@@ -172,6 +165,19 @@ class PolicyGradient(PolicyModule):
             skips_zero_advantages=self.skips_zero_advantages,
         )
         return self.experience
+
+    def collector(self) -> Collector:
+        """Maker of scored rollouts: samples them, or takes them from recorded data."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, Recorded):
+            return RecordedCollector(self.actor, data, self.reward, self.overlong, self.group_size, rescores=self._reward_given)
+        return Collector(self.actor, self.sampler, self.reward, self.overlong, self.group_size)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
+        if self.recorder is None:
+            return super().predict_step(batch, batch_idx, dataloader_idx)
+        self.recorder(batch)
+        return []
 
     # --- from a scored rollout to its first step -----------------------------------------------------------------
 
@@ -267,21 +273,9 @@ class PolicyGradient(PolicyModule):
 
     def _check_sampler(self, batch: MicroBatch[Rollouts], log_ratio: Tensor) -> None:
         """Refuse a learner whose log-probabilities differ from the sampler's before any step."""
-        if self._agreed or not batch.on_policy:
-            return
-        # Over all ranks, so that all stop or none: a rank alone would leave the others in a collective.
-        total, count = self.runtime.sum(torch.stack([log_ratio.abs().sum().double(), batch.rows.sampled.sum().double()]))
-        difference = float(total / count)
-        if not math.isfinite(difference):
-            return  # the step fails, and the next one is looked at
-        full = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
-        if difference > AGREEMENT_NATS["full" if full else "half"]:
-            raise ValueError(
-                f"log-probabilities of learner and sampler differ by {difference:.2g} nats a token before any step; every "
-                "ratio would be wrong; likely the model has randomness in train mode or does not support its cache: "
-                "try model.policy.attention eager, or another model_type."
-            )
-        self._agreed = True
+        if batch.on_policy and not self._agreed:
+            full = self.policy_spec.dtype in ("float32", "float64") and str(self.trainer.precision).startswith(("32", "64"))
+            self._agreed = check_agreement(log_ratio, batch.rows.sampled, full, self.runtime.sum)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from lit_rl.options import check_least
 from lit_rl.rollouts import Rollouts
 from lit_rl.training.step_metrics import BatchLoss
 from lit_rl.training.stream import MicroBatch
+from lit_rl.training.weights import check_quantization
 
 KL_IN_REWARD = Objective(kl_in="reward", kl_estimator="k1")
 """PPO's usual place for the KL to the reference: at each token in the reward (arXiv 1909.08593, section 2)."""
@@ -96,6 +97,8 @@ class PPO(PolicyGradient):
         self.strict_loading = not critic_warmup  # FSDP2 would refuse an optimizer that has not touched the policy yet
 
     def _check_critic_options(self) -> None:
+        if self.critic_spec is not None:
+            check_quantization(self.critic_spec, "critic")
         check_least(self, "model", critic_warmup=0, value_coef=0, value_clip=0, target_kl=0, gamma=0, lam=0)
         if self.critic_lr is not None:
             check_least(self, "model", critic_lr=0)

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_rl.cli.errors import SECTIONS, BadArgument, UnknownOption, innermost, unknown_class
 from lit_rl.options import first_line
+from lit_rl.sampling import Sampler
 
 # jsonargparse has no exception for an unknown option alone: only the text of the error tells.
 _UNKNOWN = (
@@ -21,8 +22,8 @@ _UNKNOWN = (
 )
 _NO_OPTIONS = ("help", "print_shtab")
 
-# Docstrings of a dataclass's fields are the help of its options.
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# Docstrings of a dataclass's fields are the help of its options. A config may name a sampler's class, such as `ArmSampler`.
+set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_enabled=[Sampler])
 
 
 class Parser(LightningArgumentParser):

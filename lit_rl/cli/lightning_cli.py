@@ -23,7 +23,7 @@ import lit_rl.algorithms
 import lit_rl.callbacks
 import lit_rl.datamodules  # noqa: F401  (their classes become known by short name)
 from lit_rl.algorithms.module import PolicyModule
-from lit_rl.callbacks import Progress
+from lit_rl.callbacks import Progress, RolloutWriter
 from lit_rl.cli.arguments import Parser
 from lit_rl.cli.dry_run import DRY_RUN, DryRun, NoLog, dry_run
 from lit_rl.cli.errors import explain
@@ -127,9 +127,13 @@ class CLI(LightningCLI):
         parser.add_argument("--seed_everything", type=Seed, default=1, help="Seed of everything random.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        # The parser does not know this flag; it stays in `sys.argv` for the processes of other ranks.
-        self.config = parser.parse_args([arg for arg in sys.argv[1:] if arg != DRY_RUN])
+        self.config = parser.parse_args(self.command_line())
         check_config(json.loads(json.dumps(self.config.as_dict(), default=str))[self._command])
+
+    def command_line(self) -> list[str]:
+        """The command and its arguments, as the parser takes them."""
+        # The parser does not know this flag; it stays in `sys.argv` for the processes of other ranks.
+        return [arg for arg in sys.argv[1:] if arg != DRY_RUN]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -189,12 +193,18 @@ class CLI(LightningCLI):
             self.trainer.fit(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Write the greedy completions of the test problems to ``predictions.jsonl``."""
+        """Write the greedy completions of the test problems to ``predictions.jsonl``, or record rollouts."""
+        root = Path(self.trainer.default_root_dir)
+        if any(isinstance(each, RolloutWriter) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            if self.trainer.is_global_zero:
+                self._held.enter_context(locked(root))
+            self.trainer.predict(**kwargs | {"return_predictions": False})
+            return
         # Each rank writes its own problems: rows stay on the rank that answered them.
         batches = self.trainer.predict(**kwargs) or []
         rows = [json.dumps(row) for batch in batches for row in batch]
         rank = f".rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = Path(self.trainer.default_root_dir) / f"predictions{rank}.jsonl"
+        path = root / f"predictions{rank}.jsonl"
         write_text(path, "".join(row + "\n" for row in rows))
         rank_zero_info(f"{len(rows)} predictions in {path}")
 

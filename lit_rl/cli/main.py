@@ -6,6 +6,7 @@ seconds. Every mistake of the user gets one line; ``--debug`` shows the tracebac
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from lit_rl.cli.option_check import check_options
 from lit_rl.cli.own_classes import check_chosen
 from lit_rl.cli.stages import SUBCOMMANDS
 
-COMMANDS = (*SUBCOMMANDS, "pipeline", "replay")
+OWN_COMMANDS = ("compare", "pipeline", "export", "demo")
+"""Commands with a file of their own."""
+COMMANDS = (*SUBCOMMANDS, "replay", *OWN_COMMANDS)
 
 HELP = """usage: lit-rl COMMAND [--config CONFIG ...] [--KEY VALUE ...]
 
@@ -26,8 +29,11 @@ Reinforcement learning for language models on PyTorch Lightning.
   lit-rl validate --config CONFIG                   evaluate on the validation problems
   lit-rl test --config CONFIG                       evaluate on the test problems
   lit-rl predict --config CONFIG                    write answers to the test problems to predictions.jsonl
+  lit-rl compare NAME=POLICY NAME=POLICY ...        evaluate policies on the same questions, and compare the answers
   lit-rl pipeline FILE [--folder DIR]               several runs in a row, resumed where they stopped
   lit-rl replay FILE --config CONFIG                compute a failed step again (failed_step-<step>.pt of a run)
+  lit-rl export ADAPTER OUT --merge                 merge an exported adapter into its base, as a folder of 16-bit weights
+  lit-rl demo regime_w                              show the scores of Regime W on written answers, without a model
 
 A CONFIG is a file or the name of one that comes with the package; later ones and flags change earlier ones.
 
@@ -65,10 +71,8 @@ def run(args: list[str]) -> None:
     # The user's own modules lie there; last, since a file may have the name of a library's module.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    if command == "pipeline":
-        from lit_rl.cli.pipeline import main as pipeline
-
-        pipeline(rest)
+    if command in OWN_COMMANDS:
+        importlib.import_module(f"lit_rl.cli.{command}").main(rest)
         return
     dry = "--dry-run" in rest
     if dry and command != "fit":

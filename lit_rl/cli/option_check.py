@@ -45,7 +45,7 @@ def check_options(args: list[str]) -> Classes:
     Everything that the source does not tell for sure is left to the parser of `lit_rl.cli.lightning_cli`.
 
     Args:
-        args: ``fit``, ``validate``, ``test`` or ``predict``, and its arguments, configs by path.
+        args: ``fit``, ``validate``, ``test``, ``predict`` or ``compare``, and its options, configs by path.
 
     Returns:
         The classes that the arguments choose.

@@ -16,15 +16,19 @@ Options = dict[str, ast.expr | None]
 
 CLASSES = {"model": "PolicyModule", "data": "PromptDataModule", "trainer": "Trainer"}
 """Base class of each option of a command that holds a class."""
+COMPARISON = ("split", "limit", "folder")
+"""Options of ``compare`` alone."""
 DATA_ARGUMENTS = ("self", "model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule")
 """Arguments of the Trainer's methods that are not options."""
 
 
 @cache
 def command_options(command: str) -> Options:
-    """Options of ``fit``, ``validate``, ``test`` or ``predict``, arguments of the Trainer's method among them."""
+    """Options of a command; of ``fit``, ``validate``, ``test`` and ``predict`` with the arguments of the Trainer's method."""
     options: Options = {"config": None, "print_config": None, "seed_everything": None}
     options.update({name: ast.Name(base) for name, base in CLASSES.items()})
+    if command == "compare":
+        return options | dict.fromkeys(COMPARISON)
     trainer = _definition("Trainer")
     method = _method(trainer, command) if trainer else None
     arguments = method.args.args if method else []

@@ -2,8 +2,10 @@
 
 A stage is ``fit``, ``validate``, ``test`` or ``predict`` with configs and overrides, and runs in a process of its own. A stage
 takes results of an earlier stage by name: ``${stages.sft.export}``; ``folder``, ``checkpoint`` and ``duration`` are there too.
-A finished stage is skipped when the pipeline is started again. An interrupted stage goes on from its last checkpoint. A stage
-whose config or input changed runs anew, and its earlier run is kept. ``report.json`` and ``curve.png`` show all stages.
+``compare`` takes ``policies`` by name, and leaves a ``report``; ``export`` merges the adapter that ``source`` names.
+A finished stage is skipped when the pipeline is started again. An interrupted stage goes on from its last checkpoint, a
+collection of rollouts after its last question, a comparison after its last policy. A stage whose config or input changed runs
+anew, and its earlier run is kept. ``report.json``, ``table.md`` and ``curve.png`` show all stages.
 
     name: quickstart
     folder: runs/quickstart
@@ -13,6 +15,11 @@ whose config or input changed runs anew, and its earlier run is kept. ``report.j
         run: fit
         config: [quickstart_grpo]
         set: {model.policy.pretrained: "${stages.sft.export}"}
+      compared:
+        run: compare
+        policies: {sft: "${stages.sft.export}", grpo: "${stages.grpo.export}"}
+        config: quickstart_grpo
+        set: {split: test, limit: 500}
 """
 
 from __future__ import annotations
@@ -32,12 +39,12 @@ from rich.text import Text
 from lit_rl.cli.configs import last_checkpoint, resolve_configs
 from lit_rl.cli.errors import explain
 from lit_rl.cli.lock import locked
-from lit_rl.cli.option_check import check_options
-from lit_rl.cli.own_classes import check_chosen
+from lit_rl.cli.pipeline_file import load_stages
+from lit_rl.cli.pipeline_report import stage_report, summary
+from lit_rl.cli.stage_check import quick_check
 from lit_rl.cli.stage_process import PASSED_ON, run_process
-from lit_rl.cli.stages import Stage, load_stages
+from lit_rl.cli.stages import Stage
 from lit_rl.files import write_text
-from lit_rl.reports.curves import draw_curves, read_curve
 from lit_rl.text.terminal import printable
 
 INTERRUPTED = [128 + signum for signum in PASSED_ON]
@@ -56,19 +63,16 @@ def check_stages(stages: list[Stage]) -> None:
     Raises:
         ValueError: with the name of the stage.
     """
-    commands = []
+    waiting = []
     for number, stage in enumerate(stages):
         with _named(stage):
-            command = resolve_configs(stage.command(stages[:number]))
-            classes = check_options(command)
+            check = quick_check(resolve_configs(stage.command(stages[:number])))
             if not stage.finished(stages[:number]):
-                commands.append((stage, command, classes.all))
-    for stage, command, chosen in commands:
-        from lit_rl.cli.lightning_cli import check_arguments  # takes seconds: after the quick check of all stages
-
+                waiting.append((stage, check))
+    # These take seconds: after the quick check of all stages.
+    for stage, check in waiting:
         with _named(stage):
-            check_chosen(chosen)
-            check_arguments(command)
+            check()
 
 
 @contextmanager
@@ -130,15 +134,6 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def stage_report(stage: Stage) -> dict[str, Any]:
-    """Report of a stage's run, with its folder; of an evaluation also the metrics that it logged."""
-    report: dict[str, Any] = {"run": stage.run, "folder": str(stage.folder)}
-    report["process_seconds"] = stage.status.get("process_seconds")
-    if stage.run in ("validate", "test"):
-        report["metrics"] = {name: points[-1][1] for name, points in read_curve(stage.folder).items()}
-    return report | stage.report
-
-
 def main(args: list[str]) -> None:
     """``lit-rl pipeline FILE [--folder DIR]``.
 
@@ -175,22 +170,6 @@ def _run(stages: list[Stage], root: Path) -> int:
         # After every stage: an interrupted pipeline leaves a report of what is done.
         write_text(root / "report.json", json.dumps({"stages": report}, indent=2))
     say(f"Report: {root / 'report.json'}")
-    _show(report, stages, root)
+    for line in summary(report, stages, root):
+        say(*line)
     return 0
-
-
-def _show(report: dict[str, Any], stages: list[Stage], root: Path) -> None:
-    """Draw the curves, write the table of accuracies, and print both places and each stage's improvement."""
-    from lit_rl.reports.tables import band_table  # imports torch
-
-    curves = {stage.name: read_curve(stage.folder) for stage in stages if stage.run == "fit"}
-    if draw_curves(curves, root / "curve.png"):
-        say(f"Curve: {root / 'curve.png'}")
-    table = band_table({name: entry.get("metrics", {}) for name, entry in report.items()})
-    if table:
-        write_text(root / "table.md", table + "\n")
-        say(table)
-    for name, entry in report.items():
-        if "improvement" in entry:
-            before, after = (100 * entry[key]["value"] for key in ("before", "after"))
-            say(f": {before:.1f} % -> {after:.1f} % in {entry['steps']} steps, {entry['seconds']:.0f} s", name)

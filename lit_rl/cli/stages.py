@@ -1,4 +1,4 @@
-"""Stages of a pipeline: read from its file, with the command line and the state on disk of each."""
+"""Stages of a pipeline: command line, results and state on disk of each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rl.cli.configs import find_config, last_checkpoint, read_yaml
+from lit_rl.cli.configs import find_config, last_checkpoint
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-"""Commands that run a Trainer."""
+"""Commands that run one Trainer."""
+STAGE_COMMANDS = (*SUBCOMMANDS, "compare", "export")
+"""Commands of stages."""
+FOLDER_OPTIONS = {"compare": "--folder"}
+"""Option of the folder of a run; of others ``--trainer.default_root_dir``."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,11 @@ class Stage:
 
     Args:
         name: name of the stage in the pipeline.
-        run: ``fit``, ``validate``, ``test`` or ``predict``.
+        run: one of `STAGE_COMMANDS`.
         configs: names or paths of configs.
         overrides: values of options by dotted name, after the configs.
         folder: folder of the run.
+        inputs: arguments of the command before its options: policies of ``compare``, adapter of ``export``.
     """
 
     name: str
@@ -32,18 +37,25 @@ class Stage:
     configs: list[str]
     overrides: dict[str, Any]
     folder: Path
+    inputs: tuple[str, ...] = ()
 
     @property
     def artefacts(self) -> dict[str, str]:
         """Results that later stages may take, by name."""
-        last = last_checkpoint(self.folder)
         # Before its run a stage has placeholders: later stages' command lines are parsed with them.
-        return {
-            "folder": str(self.folder),
-            "export": str(self.folder / "export"),
-            "checkpoint": str(last or self.folder / "last.ckpt"),
-            "duration": _as_max_time(self.report.get("seconds", 1.0)),
-        }
+        known = {"folder": str(self.folder), "duration": _as_max_time(self.report.get("seconds", 1.0))}
+        if self.run in ("fit", "export"):
+            known["export"] = str(self.export)
+        if self.run == "fit":
+            known["checkpoint"] = str(last_checkpoint(self.folder) or self.folder / "last.ckpt")
+        if self.run == "compare":
+            known["report"] = str(self.folder / "comparison.json")
+        return known
+
+    @property
+    def export(self) -> Path:
+        """Folder of the exported model."""
+        return self.folder / "export"
 
     @property
     def status(self) -> dict[str, Any]:
@@ -60,12 +72,20 @@ class Stage:
         """Report of the last run (``report.json`` of the callback `Improvement`); empty without one."""
         return _read_json(self.folder / "report.json")
 
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """Report of the last ``compare`` (``comparison.json``); empty before the first one."""
+        return _read_json(self.folder / "comparison.json")
+
     def command(self, earlier: list[Stage]) -> list[str]:
         """Command line of this stage, references to earlier stages filled in."""
-        args = [self.run]
+        args = [self.run, *(_fill_in(text, earlier) for text in self.inputs)]
         for config in self.configs:
             args += ["--config", config]
-        args += ["--trainer.default_root_dir", str(self.folder)]
+        if self.run == "export":
+            args += [str(self.export), "--merge"]
+        else:
+            args += [FOLDER_OPTIONS.get(self.run, "--trainer.default_root_dir"), str(self.folder)]
         for key, value in self.overrides.items():
             # JSON, which is YAML: the parser reads null, true and lists back, not Python's None and True.
             text = value if isinstance(value, str) else json.dumps(value)
@@ -75,10 +95,10 @@ class Stage:
     def fingerprint(self, earlier: list[Stage]) -> str:
         """Hash of the command, the texts of the configs and the inputs: another hash means another run."""
         texts = [Path(find_config(config)).read_text(encoding="utf-8") for config in self.configs]
-        taken = set(re.findall(r"\$\{stages\.([\w-]+)\.", json.dumps(self.overrides)))
+        taken = set(re.findall(r"\$\{stages\.([\w-]+)\.", json.dumps([self.inputs, self.overrides])))
         # Only stages that are referred to: another stage that runs anew is no reason to run this one again.
-        inputs = [other.status.get("fingerprint") for other in earlier if other.name in taken]
-        return hashlib.sha256(json.dumps([self.command(earlier), texts, inputs]).encode()).hexdigest()[:16]
+        before = [other.status.get("fingerprint") for other in earlier if other.name in taken]
+        return hashlib.sha256(json.dumps([self.command(earlier), texts, before]).encode()).hexdigest()[:16]
 
     def finished(self, earlier: list[Stage]) -> bool:
         """Whether the last run is finished and nothing has changed since."""
@@ -103,63 +123,6 @@ def _as_max_time(seconds: float) -> str:
     minutes, rest = divmod(max(1, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours // 24:02d}:{hours % 24:02d}:{minutes:02d}:{rest:02d}"
-
-
-def load_stages(file: str, folder: Path | None = None) -> tuple[Path, list[Stage]]:
-    """Read a pipeline file.
-
-    Raises:
-        ValueError: if the file is not a pipeline, in one line that names the stage and the key.
-    """
-    spec = read_yaml(find_config(file))
-    stages = spec.get("stages")
-    if not isinstance(stages, dict) or not stages:
-        raise ValueError(f"{file} is not a pipeline: it needs a mapping `stages`, each with `run` and `config`.")
-    unknown = [str(key) for key in spec if key not in ("name", "folder", "stages")]
-    if unknown:
-        raise ValueError(f"{file} has {', '.join(unknown)}; a pipeline holds `name`, `folder` and `stages`.")
-    for key in ("name", "folder"):
-        if not isinstance(spec.get(key, ""), str):
-            raise ValueError(f"{file}: `{key}` is {spec[key]!r}; write a text.")
-    root = folder or Path(spec.get("folder") or f"runs/{spec.get('name') or Path(file).stem}")
-    return root, [_stage(file, name, entry, root) for name, entry in stages.items()]
-
-
-def _stage(file: str, name: Any, entry: Any, root: Path) -> Stage:
-    # It names a folder beside those of other stages, and earlier runs of a stage are kept as `name.1`, `name.2`.
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,99}", name):
-        raise ValueError(f"{file}: a stage is called {name!r}; write letters, digits, _ and -, and a number in quotes.")
-    where = f"{file}: stage {name!r}"
-    unknown = sorted(map(str, set(entry) - {"run", "config", "set"})) if isinstance(entry, dict) else [str(entry)]
-    if unknown:
-        raise ValueError(f"{where} has {', '.join(unknown)}; a stage holds `run`, `config` and `set`.")
-    if entry.get("run") not in SUBCOMMANDS:
-        raise ValueError(f"{where} runs {entry.get('run')!r}; write one of {', '.join(SUBCOMMANDS)}.")
-    configs = entry.get("config") or []
-    configs = configs if isinstance(configs, list) else [configs]
-    if not all(isinstance(config, str) for config in configs):
-        raise ValueError(f"{where} has config {entry['config']!r}; write the name of a config, or a list of names.")
-    return Stage(name, entry["run"], configs, _overrides(where, entry.get("set") or {}), root / name)
-
-
-def _overrides(where: str, overrides: Any) -> dict[str, Any]:
-    """Check the options that a stage sets, and return them.
-
-    Raises:
-        ValueError: if they are not a mapping of dotted names to values that a flag can have.
-    """
-    if not isinstance(overrides, dict):
-        raise ValueError(f"{where} has set {overrides!r}; write a mapping such as {{trainer.max_steps: 100}}.")
-    for key, value in overrides.items():
-        if not isinstance(key, str) or not re.fullmatch(r"[\w.]+\+?", key):
-            raise ValueError(f"{where} sets {key!r}; write the dotted name of an option.")
-        if key == "trainer.default_root_dir":
-            raise ValueError(f"{where} sets {key}, which is the pipeline's own: {{folder}}/{{name of the stage}}.")
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} sets {key} to {value!r}; write a text, a number, a list or a mapping.") from error
-    return overrides
 
 
 def _fill_in(text: str, earlier: list[Stage]) -> str:

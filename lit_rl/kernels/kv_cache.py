@@ -22,8 +22,9 @@ from transformers.cache_utils import (
 )
 
 
-def repeat_cache(cache: DynamicCache, repeats: int) -> None:
-    """Repeat every row ``repeats`` times, the copies of a row beside each other, in place and differentiably."""
+def repeat_cache(cache: DynamicCache, repeats: int | Tensor) -> None:
+    """Repeat every row ``repeats`` times, (n) or one number, the copies of a row beside each other, in place and
+    differentiably."""
     for layer in cache.layers:
         if not isinstance(layer, PreallocatedLayer):  # layers with shared prompts have all their rows from the start
             _change_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))

@@ -28,16 +28,18 @@ MIN_SHARED_TOKENS = 48
 class Groups:
     """Prompt and length of each row, equal in all layers; one group of rows continues each prompt.
 
-    A group has ``group_size`` slots. Rows that have finished leave their slots empty.
+    A group has ``group_size`` slots. Rows that have finished leave their slots empty, and so does a prompt with fewer rows.
 
     Args:
         mask: (P, L) bool, True at the prompts' own tokens.
         group_size: G, slots per prompt.
+        counts: (P) rows of each prompt, 1 to G.
     """
 
-    def __init__(self, mask: Tensor, group_size: int) -> None:
+    def __init__(self, mask: Tensor, group_size: int, counts: Tensor) -> None:
         self.mask, self.group_size = mask, group_size
-        self.slots = torch.arange(len(mask) * group_size, device=mask.device)  # (n), p * G + g
+        slots = torch.arange(len(mask) * group_size, device=mask.device).view(-1, group_size)  # (P, G), p * G + g
+        self.slots = slots[slots % group_size < counts[:, None]]  # (n)
         self.lengths = torch.zeros_like(self.slots)  # (n), tokens of the row itself
         self._update_masks()
 

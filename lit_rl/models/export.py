@@ -18,8 +18,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_rl.files import new_folder, trial_folder
-from lit_rl.models.adapters import is_adapter
+from lit_rl.models.adapters import is_adapter, merge, record_quantization
+from lit_rl.models.loading import keeps_adapter
 from lit_rl.models.policy import Policy
+from lit_rl.models.quantization import dense_weights, is_quantized
 from lit_rl.models.reopened import Probe, check_reopened, no_bars
 from lit_rl.models.value_head import save_value_head
 from lit_rl.options import first_line
@@ -76,12 +78,14 @@ def _write(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, wei
         # Whatever ended a completion in training ends it in `generate`, which would otherwise run on past the turn.
         generation.eos_token_id = policy.end_tokens
         generation.stop_strings = policy.stop_strings.texts or None
-    if policy.spec.lora is not None and not _opens_alone(policy):
+    if policy.adapted and not _opens_alone(policy):
         _merged(policy, weights.model).save_pretrained(folder)
     else:
         _name_base(policy)
         with _unchanged(policy.causal_lm.config):
             policy.model.save_pretrained(folder, state_dict=dict(weights.model))  # a copy: save_pretrained empties the dict
+        if policy.spec.quantization is not None:
+            record_quantization(folder, policy.spec.quantization, policy.causal_lm.dtype)
     if weights.value_head:
         save_value_head(weights.value_head, folder)
     tokenizer.save_pretrained(folder)
@@ -90,13 +94,13 @@ def _write(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, wei
 def _opens_alone(policy: Policy) -> bool:
     """Whether peft can open an adapter's base by the name in the spec."""
     spec = policy.spec
-    return spec.pretrained is not None and spec.gguf_file is None and not is_adapter(spec.pretrained)
+    return spec.pretrained is not None and spec.gguf_file is None and (keeps_adapter(spec) or not is_adapter(spec.pretrained))
 
 
 def _name_base(policy: Policy) -> None:
     """Name the base of an adapter so that the export opens from any working directory."""
     base = Path(policy.spec.pretrained or "").expanduser()
-    if policy.spec.lora is not None and base.is_dir():
+    if policy.adapted and base.is_dir() and not keeps_adapter(policy.spec):  # which has a name for it
         for config in policy.model.peft_config.values():
             config.base_model_name_or_path = str(base.resolve())
 
@@ -122,13 +126,14 @@ def _merged(policy: Policy, weights: dict[str, Tensor]) -> Any:
     config, adapter = copy.deepcopy(own.config), copy.deepcopy(policy.model.peft_config["default"])
     # Not a `deepcopy` of the model, which FSDP2 refuses. On "meta" no initial weights are drawn.
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=own.dtype, attn_implementation="eager")
+        dtype = torch.float32 if is_quantized(own) else own.dtype
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
     base.to_empty(device="cpu")
     base.tie_weights()
     with seeded(0):
         model = get_peft_model(base, adapter)
-    model.load_state_dict(weights)
-    merged = model.merge_and_unload()
+    model.load_state_dict(dense_weights(policy.model, weights))
+    merged = merge(model, dtype).to(own.dtype)
     merged.generation_config = own.generation_config
     return merged
 

@@ -23,10 +23,11 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 
-from lit_rl.models.adapters import add_adapter, is_adapter, merged_adapter
+from lit_rl.models.adapters import add_adapter, base_quantization, is_adapter, merged_adapter, open_adapter, open_base
+from lit_rl.models.quantization import is_quantized, load_quantized, quantize, refuse_quantized
 from lit_rl.models.spec import PolicySpec
 from lit_rl.options import first_line
-from lit_rl.tasks.tokenizers import arithmetic_tokenizer, byte_tokenizer, reasoning_tokenizer, rpn_tokenizer
+from lit_rl.tasks.tokenizers import arithmetic_tokenizer, byte_tokenizer, reasoning_tokenizer, rpn_tokenizer, story_tokenizer
 from lit_rl.text.chat import AssistantTurn
 
 SIZES: dict[str, dict[str, int]] = {
@@ -46,6 +47,7 @@ TASK_TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "bytes": byte_tokenizer,
     "rpn13": partial(rpn_tokenizer, 13),
     "rpn113": partial(rpn_tokenizer, 113),
+    "stories": story_tokenizer,
 }
 """Tokenizers of `lit_rl.tasks`, by their names in `PolicySpec.tokenizer`."""
 
@@ -87,13 +89,22 @@ def load_model(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> nn.Modul
             f"model.policy.tokenizer: {ids} tokens, but the model embeds only {rows}; "
             "use the tokenizer that the model was trained with."
         )
+    if spec.quantization and not is_quantized(model):
+        quantize(model, spec.quantization)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None  # the row would never learn, and it is often the end token's
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
+    if keeps_adapter(spec):
+        return open_adapter(model, str(spec.pretrained), spec.lora)
     return add_adapter(model, spec.lora) if spec.lora else model
+
+
+def keeps_adapter(spec: PolicySpec) -> bool:
+    """Whether the adapter in ``pretrained`` stays apart from its base, which is quantized as in the adapter's training."""
+    return spec.quantization is not None and base_quantization(str(spec.pretrained)) == spec.quantization
 
 
 def missing_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor | None:
@@ -211,9 +222,14 @@ def _pretrained(spec: PolicySpec, dtype: torch.dtype) -> PreTrainedModel:
     try:
         if spec.gguf_file is not None:
             return _unpacked(source, spec.gguf_file, **options)
+        if keeps_adapter(spec):
+            return open_base(source, **options)
         if is_adapter(source):
             return merged_adapter(source, **options)
+        if spec.quantization is not None:
+            return load_quantized(source, spec.quantization, **options)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
+        refuse_quantized(model.config)
     except Exception as error:  # any error of a foreign file
         raise ValueError(f"model.policy.pretrained: cannot open {source!r}: {_described(error)}") from error
     if model._hf_peft_config_loaded:  # transformers opens an adapter of the hub beside its base, both frozen

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rl.models.loading import rope_tables
 from lit_rl.models.policy import Policy
+from lit_rl.models.quantization import quantize
 from lit_rl.randomness import seeded
 
 PARAMETERS = 8_000_000
@@ -79,7 +80,10 @@ def miniature(policy: Policy, attention: str, dtype: torch.dtype = torch.float32
         try:
             config = short_config(policy.causal_lm.config, narrow)
             if _size(kind, config) <= PARAMETERS:
-                return _policy_of(policy, _random_model(kind, config, attention, dtype))
+                model = _random_model(kind, config, attention, dtype)
+                if policy.spec.quantization is not None:
+                    quantize(model, policy.spec.quantization)
+                return _policy_of(policy, model)
         except Exception:  # any error of the model's own code, since short options may not fit each other
             continue
     return None

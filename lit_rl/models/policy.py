@@ -48,7 +48,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model: Any = load_model(spec, tokenizer)
         self.model.train()  # transformers hands out pretrained models in eval mode
-        self.spec = spec
+        self.spec, self.tokenizer = spec, tokenizer
         causal_lm = self.causal_lm
         self.end_tokens = end_tokens(causal_lm, tokenizer, spec.stop_tokens)
         self.stop_strings = StopStrings(spec.stop_strings, tokenizer)
@@ -79,7 +79,12 @@ class Policy(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The transformers model, without peft's wrapping."""
-        return self.model.get_base_model() if self.spec.lora else self.model
+        return self.model.get_base_model() if self.adapted else self.model
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the model has an adapter."""
+        return not isinstance(self.model, PreTrainedModel)
 
     @property
     def context(self) -> int | None:
@@ -105,7 +110,7 @@ class Policy(nn.Module):
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
         """Run the model without its adapter, if it has one: the reference policy of a LoRA run."""
-        with self.model.disable_adapter() if self.spec.lora else nullcontext():
+        with self.model.disable_adapter() if self.adapted else nullcontext():
             yield
 
     def prefill(self, prompts: PromptBatch) -> tuple[Tensor, DynamicCache]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from lit_rl.kernels.fused_head import without_missing
-from lit_rl.models.adapters import is_adapter
+from lit_rl.models.adapters import is_adapter, open_base
 from lit_rl.models.loading import load_tokenizer
 from lit_rl.models.policy import Policy
 from lit_rl.models.spec import PolicySpec
@@ -55,7 +55,7 @@ class Probe(NamedTuple):
 def probe_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> Probe:
     """Ask the policy as the learner does, in eval mode; every rank must call if weights are sharded."""
     weight = next(policy.parameters())
-    ids = _probe_ids(policy, tokenizer)
+    ids = probe_ids(tokenizer, policy.vocabulary, policy.context)
     rows = _rollouts(ids.to(weight.device))
     with _evaluating(policy):
         if policy.value_head is None:
@@ -115,17 +115,30 @@ def _ask(folder: Path, probe: Probe) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (T) and values (T) of the probe's tokens under an export, by transformers' own eager forward."""
     model = _open(folder, probe.dtype)
     causal_lm = model.get_base_model() if is_adapter(str(folder)) else model
+    logprobs = last_logprobs(model, probe.ids, len(probe.logprobs), probe.missing)
     with torch.no_grad():
         steps = slice(-len(probe.logprobs) - 1, -1)  # tokens before the ones that are predicted
-        logits = without_missing(model(input_ids=probe.ids[None]).logits[0, steps], probe.missing)  # (T, V)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        logprobs = wide.gather(1, probe.ids[-len(probe.logprobs) :, None])[:, 0]
         if probe.values is None:
             return logprobs, None
         hidden = causal_lm.get_decoder()(input_ids=probe.ids[None]).last_hidden_state[0, steps]  # (T, H)
         head = ValueHead(hidden.shape[1], probe.values.dtype)
         load_value_head(head, str(folder))
         return logprobs, head(hidden)
+
+
+@torch.no_grad()
+def last_logprobs(model: Any, ids: Tensor, count: int, missing: Tensor | None) -> Tensor:
+    """(T) log-probabilities of the last tokens of a text, by transformers' own forward.
+
+    Args:
+        model: model of transformers or peft, in eval mode.
+        ids: (S) the text.
+        count: T.
+        missing: ids without a token, which are left out.
+    """
+    logits = without_missing(model(input_ids=ids[None]).logits[0, -count - 1 : -1], missing)  # (T, V)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return wide.gather(1, ids[-count:, None])[:, 0]
 
 
 def _open(folder: Path, dtype: torch.dtype) -> Any:
@@ -135,16 +148,23 @@ def _open(folder: Path, dtype: torch.dtype) -> Any:
         if model.dtype != dtype:
             raise ValueError(f"its weights are {model.dtype}, and the policy's {dtype}")
         return model.eval()
-    from peft import AutoPeftModelForCausalLM
+    from peft import PeftModel
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    base = open_base(str(folder), dtype=dtype, attn_implementation="eager")
+    return PeftModel.from_pretrained(base, str(folder)).eval()
 
 
-def _probe_ids(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(S) ids of tokens from all over the vocabulary, as many as fit into the model's positions."""
+def probe_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, context: int | None) -> Tensor:
+    """(S) ids of tokens from all over the vocabulary, as many as fit into the model's positions.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        vocabulary: rows of the model's head.
+        context: the model's positions; None for no limit.
+    """
     known = torch.tensor(sorted(set(tokenizer.get_vocab().values())))
-    known = known[known < policy.vocabulary]
-    size = min(PROMPT + COMPLETION, policy.context or PROMPT + COMPLETION)
+    known = known[known < vocabulary]
+    size = min(PROMPT + COMPLETION, context or PROMPT + COMPLETION)
     return known[torch.linspace(0, len(known) - 1, size).long()]
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lit_rl.options import check_choice
+
+Quantization = Literal["nf4", "int8"]
+
 
 @dataclass
 class LoRASpec:
@@ -15,7 +19,7 @@ class LoRASpec:
     alpha: int = 32
     """Scale of the update, which is multiplied by alpha / r."""
     dropout: float = 0.0
-    """Probability of dropout before the adapter; must be 0 for reinforcement learning."""
+    """Probability of dropout before the adapter while SFT learns; must be 0 for reinforcement learning."""
     target_modules: str | list[str] = "all-linear"
     """Names of the layers that get an adapter; ``all-linear``: every linear layer but the head."""
     target_parameters: list[str] | None = None
@@ -53,6 +57,12 @@ class PolicySpec:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. Models that cannot be packed then run
     each prompt once per row."""
+    quantization: Quantization | None = None
+    """Frozen linear layers of bitsandbytes in 4 bits (``nf4`` with double quantization, QLoRA, arXiv 2305.14314: 0.52 bytes a
+    weight) or 8 bits (``int8``: 1 byte), for training under ``lora`` and for evaluation; embeddings and head keep ``dtype``.
+    Products have the precision of ``trainer.precision``; write bf16-mixed on a GPU. An adapter in ``pretrained`` that was
+    trained on a base of the same quantization stays apart from it, and goes on learning under a ``lora`` of its own rank;
+    default: no quantization."""
     lora: LoRASpec | None = None
     """Low-rank adapters to train instead of all weights; default: all weights are trained."""
     compile: bool = False
@@ -71,3 +81,9 @@ class PolicySpec:
             raise ValueError("model.policy.gguf_file is a file in `pretrained`, which is missing; write a name or folder.")
         if self.pretrained is None and self.tokenizer is None:
             raise ValueError("model.policy.tokenizer is missing: a model from scratch needs one, for example `arithmetic`.")
+        if self.quantization is not None:
+            check_choice("model.policy.quantization", self.quantization, Quantization)
+        if self.quantization and self.dtype == "float64":
+            raise ValueError("model.policy.quantization computes in float32 at most; write dtype: float32 or bfloat16.")
+        if self.quantization and self.compile:
+            raise ValueError("model.policy.quantization and compile do not go together; write compile: false.")

@@ -36,6 +36,9 @@ class ArithmeticAnswer(AnswerReward[Fraction]):
             text = answers[0]
         return read_number(text, self.digit_order)
 
+    def reasoning(self, text: str) -> str:
+        return text.rpartition(self.marker)[0]
+
     def is_right(self, answer: Fraction | None, sample: Sample) -> bool:
         truth = read_number(sample.reference, self.digit_order)
         if truth is None:

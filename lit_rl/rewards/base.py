@@ -25,6 +25,8 @@ class Reward(ABC):
 
     alone = False
     """Whether the score of a completion depends on nothing but this completion and its sample."""
+    one_per_group = False
+    """Whether all completions of a group earn the same, so that a comparison within the group has nothing to compare."""
     skips_errors = False
     """Whether NaN is the score of a completion that could not be scored and is left out of the loss (`Guarded`)."""
 
@@ -84,6 +86,10 @@ class AnswerReward(Reward, Generic[Answer]):
     @abstractmethod
     def is_right(self, answer: Answer | None, sample: Sample) -> bool:
         """Whether an answer is right for a sample."""
+
+    def reasoning(self, text: str) -> str:
+        """Part of a completion before its answer, for readers of recorded rollouts; default: all of it."""
+        return text
 
     def answers(self, rollouts: Rollouts) -> list[Answer | None]:
         """Answer of each completion; None for a completion without one."""

@@ -91,6 +91,10 @@ class FinalNumber(AnswerReward[Fraction]):
             return read_value(answer)
         return last_value(text) if self.fallback == "last_number" else None
 
+    def reasoning(self, text: str) -> str:
+        before, found, _ = text.rpartition(self.marker)
+        return before if found else text
+
     def is_right(self, answer: Fraction | None, sample: Sample) -> bool:
         truth = read_value(sample.reference)
         if truth is None:
@@ -118,6 +122,10 @@ class MathAnswer(AnswerReward[str]):
     def read(self, text: str, sample: Sample) -> str | None:
         answer = _last_boxes(text) if _has_several(sample.reference) else _LAST_BOX.read(text)
         return bare_formula(answer or "") or None  # an empty box holds no answer
+
+    def reasoning(self, text: str) -> str:
+        before, found, _ = text.rpartition(r"\boxed{")
+        return before if found else text
 
     def is_right(self, answer: str | None, sample: Sample) -> bool:
         return answer is not None and equal_answers(bare_formula(sample.reference), answer)

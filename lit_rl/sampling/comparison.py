@@ -56,7 +56,8 @@ class Comparison:
         rows, policy = self.rollouts, self.policy
         width = rows.completion_ids.shape[1]
         # With one token more no row is finished by its last token.
-        batch = DecodingBatch(policy, rows.prompts, len(rows) // len(rows.prompts), width + 1, max_rows=0, shared=shared)
+        counts = rows.prompt.bincount().tolist()
+        batch = DecodingBatch(policy, rows.prompts, counts, width + 1, max_rows=0, shared=shared)
         with torch.no_grad():
             batch.admit()
             logits = [batch.logits]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -25,7 +28,7 @@ class DecodingBatch:
     Args:
         policy: the policy.
         prompts: P prompts.
-        group_size: G, rows per prompt.
+        counts: rows of each prompt, 1 or more.
         limit: tokens after which a row is finished.
         max_rows: rows decoded at a time; 0 for all.
         shared: whether the keys of a prompt are held once per group; default: if the policy can and the prompts are long
@@ -33,7 +36,7 @@ class DecodingBatch:
     """
 
     rows: Tensor
-    """(n) numbers of the rows in the batch: p * G + g."""
+    """(n) numbers of the rows in the batch, in the order of prompts."""
     generated: Tensor
     """(n) tokens that each row has."""
     running: Tensor
@@ -52,9 +55,11 @@ class DecodingBatch:
     """Keys and values of the rows."""
 
     def __init__(
-        self, policy: Policy, prompts: PromptBatch, group_size: int, limit: int, max_rows: int, shared: bool | None = None
+        self, policy: Policy, prompts: PromptBatch, counts: Sequence[int], limit: int, max_rows: int, shared: bool | None = None
     ) -> None:
-        self.policy, self.prompts, self.group_size, self.limit = policy, prompts, group_size, limit
+        self.policy, self.prompts, self.counts, self.limit = policy, prompts, list(counts), limit
+        self.group_size = group_size = max(counts)  # places that a prompt takes, also if it has fewer rows
+        self._first_rows = [0, *accumulate(counts)]  # of each prompt
         self.capacity = max(1, max_rows // group_size) if max_rows else len(prompts)  # in prompts
         self.admitted = 0  # prompts; those after them are waiting
         pays = policy.capabilities.shares_keys and group_size > 1 and limit > 1 and prompts.ids.shape[1] >= MIN_SHARED_TOKENS
@@ -125,14 +130,17 @@ class DecodingBatch:
         self.admitted += len(numbers)
         prompts, device = self.prompts.select(numbers), self.rows.device
         logits, cache = self.policy.prefill(prompts)  # (p, V) for p prompts
-        groups = Groups(prompts.mask, self.group_size) if self.shared else None
+        counts = torch.tensor([self.counts[number] for number in numbers], device=device)  # (p)
+        # One number if it serves: a tensor makes a GPU wait for it.
+        repeats = self.group_size if len(set(self.counts)) == 1 else counts
+        groups = Groups(prompts.mask, self.group_size, counts) if self.shared else None
         if groups is not None:
             share_prompts(cache, groups, self.limit)
         if self.limit > 1:  # otherwise no token is run on the cache, and groups are often large
-            repeat_cache(cache, self.group_size)
+            repeat_cache(cache, repeats)
             preallocate_cache(cache, self.limit)
-        mask = prompts.mask.repeat_interleave(self.group_size, dim=0)  # (n, L)
-        first = numbers[0] * self.group_size  # prompts are admitted in order, so their rows are consecutive
+        mask = prompts.mask.repeat_interleave(repeats, dim=0)  # (n, L)
+        first = self._first_rows[numbers[0]]  # prompts are admitted in order, so their rows are consecutive
         rows = torch.arange(first, first + len(mask), device=device)
         new = {
             "rows": rows,
@@ -140,7 +148,7 @@ class DecodingBatch:
             "running": torch.ones_like(rows, dtype=torch.bool),
             "tokens": torch.zeros_like(rows),
             "lengths": mask.sum(1),
-            "logits": logits.repeat_interleave(self.group_size, dim=0),
+            "logits": logits.repeat_interleave(repeats, dim=0),
         }
         if self.num_running > 0:
             # Finished rows leave in `_join`, so mask and attributes are read after it.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lit_rl.models.loading import long_rope_note
 from lit_rl.models.policy import Policy
@@ -16,7 +18,7 @@ from lit_rl.sampling.decoding import DecodingBatch
 from lit_rl.sampling.top_k_top_p import SampledTokens, sample_tokens
 from lit_rl.support import Support
 from lit_rl.text.stop_strings import StopWatch
-from lit_rl.types import PromptBatch
+from lit_rl.types import PromptBatch, Sample
 
 
 class SampleKey(NamedTuple):
@@ -28,6 +30,23 @@ class SampleKey(NamedTuple):
     """Number of the rollout."""
     round: int = 0
     """Number of the draws of this rollout so far, if prompts are drawn again."""
+
+
+class Draws(NamedTuple):
+    """Rows to draw: N completions of P prompts, in the order of prompts."""
+
+    prompts: PromptBatch
+    """The prompts as the policy is shown them."""
+    counts: list[int]
+    """(P) rows of each prompt, 1 or more."""
+    uniforms: Tensor
+    """(N, max_new_tokens) float32 in [0, 1), one number for each token."""
+    temperatures: Tensor
+    """(N) float32; 0 for all rows (greedy) or for none."""
+    top_p: float | Tensor
+    """One number for all rows, or (N) float32."""
+    fields: dict[str, Tensor]
+    """Fields of the rollouts that are known before sampling, each (N)."""
 
 
 @dataclass
@@ -64,6 +83,18 @@ class Sampler:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"sampler.top_p is {self.top_p}; write a number above 0 and up to 1 (keep all).")
 
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """Names of the arms by their numbers in ``Rollouts.arm``; empty if all rows are drawn alike."""
+        return ()
+
+    def added_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Most tokens that the sampler adds to a prompt of the data."""
+        return 0
+
+    def check(self, group_size: int, samples: Sequence[Sample]) -> None:
+        """Refuse, before the first step, a size of group or samples of the data that cannot be drawn."""
+
     @torch.no_grad()
     def sample(self, policy: Policy, prompts: PromptBatch, group_size: int, key: SampleKey) -> Rollouts:
         """Sample ``group_size`` completions of every prompt.
@@ -79,24 +110,31 @@ class Sampler:
         Raises:
             ValueError: if a prompt and its completion do not fit into the model's positions, or a group into ``max_rows``.
         """
-        self._check_fit(policy, prompts, group_size)
+        draws = self.plan(policy, prompts, group_size, key)
+        self._check_fit(policy, draws.prompts, max(draws.counts))
         training = policy.training
         policy.eval()
         try:
-            return self._decode(policy, prompts, group_size, key)
+            return self._decode(policy, draws)
         finally:
             policy.train(training)
 
-    def _decode(self, policy: Policy, prompts: PromptBatch, group_size: int, key: SampleKey) -> Rollouts:
+    def plan(self, policy: Policy, prompts: PromptBatch, group_size: int, key: SampleKey) -> Draws:
+        """Rows that `sample` draws; its arguments."""
         device = prompts.ids.device
         uniforms = draw_uniforms(key, prompts.numbers, group_size, self.max_new_tokens).to(device)  # (N, max_new_tokens)
         temperatures = self._group_temperatures(group_size).repeat(len(prompts)).to(device)  # (N)
-        # A list of temperatures holds no 0, so rows are greedy all together or not at all.
+        return Draws(prompts, [group_size] * len(prompts), uniforms, temperatures, self.top_p, {})
+
+    def _decode(self, policy: Policy, draws: Draws) -> Rollouts:
+        prompts, uniforms, temperatures, top_p = draws.prompts, draws.uniforms, draws.temperatures, draws.top_p
+        device = prompts.ids.device
+        # Temperatures of several kinds hold no 0, so rows are greedy all together or not at all.
         greedy, untempered = bool((temperatures == 0).any()), bool((temperatures == 1).all())
         ends = torch.tensor(policy.end_tokens, device=device)
-        record = _Record(len(prompts) * group_size, self.max_new_tokens)
+        record = _Record(sum(draws.counts), self.max_new_tokens)
         watch = policy.stop_strings.watch(record.rows)
-        batch = DecodingBatch(policy, prompts, group_size, self.max_new_tokens, self.max_rows)
+        batch = DecodingBatch(policy, prompts, draws.counts, self.max_new_tokens, self.max_rows)
         batch.admit()
         while batch.has_unfinished():
             rows, generated = batch.rows, batch.generated
@@ -106,7 +144,7 @@ class Sampler:
                 batch.logits,
                 None if greedy or untempered else temperatures[rows],
                 self.top_k,
-                self.top_p,
+                top_p[rows] if isinstance(top_p, Tensor) else top_p,
                 None if greedy else uniforms[rows, column],
             )
             ended = torch.isin(sampled.tokens, ends)
@@ -117,7 +155,7 @@ class Sampler:
             batch.drop_finished()
             batch.advance()
             batch.admit()
-        rollouts = record.rollouts(prompts, temperatures)
+        rollouts = record.rollouts(prompts, temperatures, draws.fields)
         rollouts.stopped = torch.tensor(watch.stopped, device=device)
         return rollouts
 
@@ -197,8 +235,8 @@ class _Record:
             place, ids = (sampled.kept & running[:, None]).nonzero(as_tuple=True)
             self.kept.append((places[place], ids.int()))
 
-    def rollouts(self, prompts: PromptBatch, temperatures: Tensor) -> Rollouts:
-        """Rollouts of all recorded tokens, cut to the longest row; ``temperatures`` is (N)."""
+    def rollouts(self, prompts: PromptBatch, temperatures: Tensor, fields: dict[str, Any]) -> Rollouts:
+        """Rollouts of all recorded tokens, cut to the longest row; ``temperatures`` and other fields are (N)."""
         places, tokens, logprobs, entropies, ended = (torch.cat(column) for column in zip(*self.steps, strict=True))
         rows, longest = self.rows, self.width
         lengths = places.bincount(minlength=rows * longest + 1)[:-1].view(rows, longest).sum(1)  # (N)
@@ -218,6 +256,7 @@ class _Record:
             entropies=table(entropies),
             temperature=temperatures.masked_fill(temperatures == 0, 1.0),  # greedy log-probabilities are untempered
             support=self._support(width),
+            **fields,
         )
 
     def _support(self, width: int) -> Support | None:

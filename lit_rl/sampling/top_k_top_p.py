@@ -31,7 +31,7 @@ class SampledTokens(NamedTuple):
 
 
 def sample_tokens(
-    logits: Tensor, temperature: Tensor | None, top_k: int, top_p: float, uniform: Tensor | None
+    logits: Tensor, temperature: Tensor | None, top_k: int, top_p: float | Tensor, uniform: Tensor | None
 ) -> SampledTokens:
     """Draw one token per row.
 
@@ -40,7 +40,7 @@ def sample_tokens(
         temperature: (n), divides the logits; None for 1.
         top_k: keeps the k most likely tokens, and tokens as likely as the last of them; 0 keeps all.
         top_p: keeps the most likely tokens up to the token that brings their probability to top_p, and tokens as likely as
-            the last of them; 1 keeps all.
+            the last of them; 1 keeps all. One number, or (n) float32 below 1.
         uniform: (n) float32 in [0, 1); None takes the most likely token.
     """
     logp = distribution(logits, temperature)
@@ -52,7 +52,7 @@ def sample_tokens(
     return SampledTokens(tokens, _at(logp, tokens), entropy(logp), kept)
 
 
-def kept_tokens(logp: Tensor, top_k: int, top_p: float) -> Tensor | None:
+def kept_tokens(logp: Tensor, top_k: int, top_p: float | Tensor) -> Tensor | None:
     """(n, V) bool, True at tokens that top-k keeps, and top-p of what top-k left; None if all are kept.
 
     Args:
@@ -64,13 +64,14 @@ def kept_tokens(logp: Tensor, top_k: int, top_p: float) -> Tensor | None:
     if 0 < top_k < logp.shape[-1]:
         kept = logp >= logp.topk(top_k).values[:, -1:]
         logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
-    if top_p < 1:
-        nucleus = logp >= _nucleus_threshold(logp, top_p)[:, None]
+    if isinstance(top_p, Tensor) or top_p < 1:
+        threshold = _nucleus_threshold(logp, top_p[:, None] if isinstance(top_p, Tensor) else top_p)
+        nucleus = logp >= threshold[:, None]
         kept = nucleus if kept is None else kept & nucleus
     return kept
 
 
-def _nucleus_threshold(logp: Tensor, top_p: float) -> Tensor:
+def _nucleus_threshold(logp: Tensor, top_p: float | Tensor) -> Tensor:
     """(n) log-probability of the least likely token of the nucleus (arXiv 1904.09751), found by sorting as few as it takes."""
     vocabulary = logp.shape[-1]
     size = min(NUCLEUS_TOKENS, vocabulary)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lit_rl.tasks.rpn import BEGIN, END, vocabulary
+from lit_rl.tasks.stories import story_words
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,6 +70,25 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
+    return _wrapped(backend, CONTROL_TOKENS)
+
+
+def story_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer of ``StoryProblems``: a token per word of the stories, with the space before it or without.
+
+    Other words are written by characters: letters, digits, ASCII punctuation, spaces and line breaks. Any other character
+    raises an error.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    # The longest first, since the pattern takes the first that fits.
+    words = sorted(["####", *story_words()], key=len, reverse=True)
+    characters = string.digits + string.ascii_letters + string.punctuation + " \n"
+    tokens = list(dict.fromkeys([*CONTROL_TOKENS, *characters, *words, *(f" {word}" for word in words)]))
+    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(rf" ?(?:{'|'.join(words)})|[\s\S]"), "isolated")
+    # Without a decoder the library would put a space between any two tokens.
+    backend.decoder = decoders.Fuse()
     return _wrapped(backend, CONTROL_TOKENS)
 
 

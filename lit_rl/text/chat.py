@@ -34,6 +34,41 @@ def ask(question: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
     return f"{tokenizer.bos_token if bos(tokenizer) else ''}{question}\n"
 
 
+def with_style(prompt: str, question: str, style: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Prompt of the data with a text that says how to answer: in a system turn, or before the question.
+
+    A prompt that the chat template wrote is written again with a system turn, if the template has one. All else of the prompt
+    stays, and so the form of the answer that the data ask for.
+
+    Args:
+        prompt: the prompt.
+        question: the bare question in it.
+        style: the text; the prompt is returned as it is if it is empty.
+        tokenizer: the policy's tokenizer.
+
+    Raises:
+        ValueError: if the prompt does not hold the question.
+    """
+    if not style:
+        return prompt
+    opening, _, closing = user_turn(QUESTION, tokenizer).partition(QUESTION)
+    if tokenizer.chat_template and prompt.startswith(opening) and prompt.endswith(closing):
+        turns = [
+            {"role": "system", "content": style},
+            {"role": "user", "content": prompt[len(opening) : len(prompt) - len(closing)]},
+        ]
+        try:
+            written = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError:  # a template's way to refuse a system turn
+            written = ""
+        if style in written:  # other templates leave a system turn out
+            return written
+    before, found, after = prompt.partition(question)
+    if not found:
+        raise ValueError(f"the prompt {prompt[:60]!r} does not hold its question {question[:60]!r}.")
+    return f"{before}{style}\n\n{question}{after}"
+
+
 class AssistantTurn(NamedTuple):
     """The assistant's turn, as a chat template begins and ends it."""
 

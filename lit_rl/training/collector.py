@@ -32,6 +32,11 @@ class Collector:
         self.metrics: dict[str, float] = {}  # metrics of the last rollout; times are of its first draw
         self._errors = 0  # completions of the rollout under way that could not be scored
 
+    @property
+    def on_policy(self) -> bool:
+        """Whether the policy that learns has sampled the last rollout, and has not moved since the rollout began."""
+        return True
+
     def collect(self, prompts: PromptBatch) -> Rollouts:
         """Next rollout: scored completions of a batch of prompts, after all hooks."""
         start, self._errors = time.perf_counter(), 0
@@ -55,7 +60,7 @@ class Collector:
 
         Args:
             prompts: prompts of the data.
-            round: number of the draw in the rollout, from 1; a prompt that comes again gets other completions.
+            round: number of the draw in the rollout, from 1 after `collect`; a prompt that comes again gets other completions.
         """
         return self._score(self._sample(prompts, round))
 

@@ -62,11 +62,12 @@ class Experience(TrainingStream[Rollouts]):
         # Only now: a checkpoint must not take a rollout for the current one, or count it, before it is whole.
         self.rollouts, self.stopped = rollouts, False
         self.collector.number += 1
-        self.metrics = rollout_metrics(rollouts, self.runtime.gather) | finished | self.collector.metrics
+        known = rollout_metrics(rollouts, self.runtime.gather, self.collector.sampler.arm_names)
+        self.metrics = known | finished | self.collector.metrics
 
     def size(self) -> tuple[int, int]:
-        prompts = self.rollouts.prompts
-        return len(prompts), int(prompts.mask.sum() + self.rollouts.lengths.sum())
+        # Groups and not prompts: a question that is asked in several styles is one sample.
+        return self.rollouts.num_groups, int(self.rollouts.prompts.mask.sum() + self.rollouts.lengths.sum())
 
     def draw(self, round: int) -> Rollouts:
         """Scored completions of this rank's next batch of prompts, for a callback that needs more in `on_rollout_end`.
@@ -101,7 +102,8 @@ class Experience(TrainingStream[Rollouts]):
                 # Between steps only: an accumulation window must not mix two rollouts, whose counts differ.
                 if self.stopped:
                     return
-                yield from self._cut(rollouts, groups, counts[number], on_policy=epoch == number == 0)
+                on_policy = self.collector.on_policy and epoch == number == 0
+                yield from self._cut(rollouts, groups, counts[number], on_policy)
 
     def _cut(self, rollouts: Rollouts, groups: list[int], counts: list[int], on_policy: bool) -> Iterator[MicroBatch[Rollouts]]:
         """Micro-batches of one optimizer step: whole groups, with nearly equal numbers of tokens."""

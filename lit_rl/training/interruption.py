@@ -2,7 +2,8 @@
 
 The state of a run can be kept only between two optimizer steps, since gradients that are half summed up are in no checkpoint.
 So a signal ends the step that is being computed and then the run. A rollout or a validation may take minutes and changes
-nothing that lasts: it is broken off at once (on one process; several processes must stop at the same step) and made again.
+nothing that lasts: it is broken off at once (on one process; several processes must stop at the same step) and made again. An
+evaluation by itself ends at once.
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ class Interruption(Callback):
         self._listen(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._listen(trainer)
+
+    # An evaluation by itself has nothing to save, and Lightning would go on with it after a SIGTERM.
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._listen(trainer)
 
     def _listen(self, trainer: pl.Trainer) -> None:
@@ -107,6 +116,8 @@ class Interruption(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._validating = True
+        if trainer.state.fn == "validate":
+            self._listen(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # This callback is the first: the others' work after a validation is not broken off.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_rl.models.policy import Policy
+from lit_rl.text.vocabulary import vocabulary_fingerprint
 from lit_rl.training.checkpoint_io import AtomicCheckpointIO
 from lit_rl.training.continuation import keep_whole
 from lit_rl.training.interruption import Interruption
@@ -63,12 +63,11 @@ def state_of_rank(states: list[dict[str, Any]], rank: int, ranks: int) -> dict[s
 
 def describe_models(policies: list[Policy], tokenizer: PreTrainedTokenizerBase) -> str:
     """Configs of the models, their adapters, and the vocabulary, as JSON: what decides a logit beside the weights."""
-    words = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    described: dict[str, Any] = {"vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16]}
+    described: dict[str, Any] = {"vocabulary": vocabulary_fingerprint(tokenizer)}
     for number, policy in enumerate(policies):
         # The learner is first, a critic and the KL reference come after it.
         described |= {f"model {number + 1}": _plain(policy.causal_lm.config.to_dict())}
-        if policy.spec.lora:
+        if policy.adapted:
             described |= {f"adapter {number + 1}": _plain(policy.model.peft_config["default"].to_dict())}
     return json.dumps(described, default=str)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,12 +65,13 @@ class StepMetrics:
         return self.values | metrics
 
 
-def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor], arm_names: Sequence[str] = ()) -> dict[str, float]:
     """Metrics of a rollout over all ranks, by TRL's names.
 
     Args:
         rollouts: scored rollouts of this rank.
         gather: joins the values (n) of all ranks.
+        arm_names: names of the arms that drew the rows.
     """
     # Values are gathered and then averaged: ranks hold different numbers of tokens, so a mean of their means would be wrong.
     # Rewards and parts are over the rows that were scored.
@@ -92,4 +93,10 @@ def rollout_metrics(rollouts: Rollouts, gather: Callable[[Tensor], Tensor]) -> d
         metrics["kl"] = gather(kl.sum(1)).sum() / sampled
     if known:
         metrics |= {f"rewards/{name}/mean": gather(values)[scored].mean() for name, values in rollouts.parts.items()}
+    if arm_names and rollouts.has("arm"):
+        arms = gather(rollouts.arm)
+        for number, name in enumerate(arm_names):
+            metrics[f"arms/{name}/share"] = (arms == number).float().mean()
+            if bool((drawn := (arms == number)[scored]).any()):
+                metrics[f"arms/{name}/reward"] = rewards[drawn].mean()
     return {name: float(value) for name, value in metrics.items()}

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lit_rl.models.spec import PolicySpec
+
 MEASURED_STEP = 1
 """Optimizer steps before the one that is measured: a warmup begins with a step at a rate of 0."""
 MEASURED_WEIGHTS = 4096
@@ -38,6 +40,20 @@ def check_learning(groups: dict[str, dict[str, Any]]) -> None:
                     f"model.{name}: its weights learn in {dtype}, where small steps round to nothing; leave `dtype` at float32 "
                     "and write trainer.precision bf16-mixed, or train `lora` on a base in bfloat16."
                 )
+
+
+def check_quantization(spec: PolicySpec, name: str = "policy") -> None:
+    """Refuse to train a quantized model without adapters: its linear layers are frozen, and the rest alone would learn.
+
+    Args:
+        spec: the model.
+        name: part of the config that names it.
+    """
+    if spec.quantization is not None and spec.lora is None:
+        raise ValueError(
+            f"model.{name}.quantization {spec.quantization} freezes all linear layers; write model.{name}.lora too, for "
+            "example {r: 16, alpha: 32}, or leave quantization out."
+        )
 
 
 def some_weights(optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, Tensor]]:

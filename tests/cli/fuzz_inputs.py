@@ -157,10 +157,28 @@ class Inputs:
         config["model"]["init_args"]["policy"] = {**config["model"]["init_args"]["policy"], "tokenizer": "bytes"}
         return ["fit", "--config", self._file("data.yaml", yaml.safe_dump(config).encode()), *flags]
 
+    def comparison(self) -> list[str]:
+        """``compare`` with two policies and a config that runs, of which something is odd."""
+        policies = ["a=x", "b=y"]
+        for _ in range(self.draw.randint(0, 1)):
+            policies.insert(self.draw.randint(0, 2), self.draw.choice([self._text(), f"{self._text()}={self._text()}", "a=z"]))
+        key = self.draw.choice(["split", "limit", "folder", "folder", self._key()])
+        value = self._name() if key == "folder" else self._text()
+        args = [*policies, "--config", self.draw.choice([self.sft, self.grpo]), *[f"--{key}", value][: self.draw.randint(0, 2)]]
+        place = self.draw.choice([0, 0, 0, self.draw.randint(0, len(args))])
+        return [*args[:place], "compare", *args[place:]]
+
     def pipeline(self) -> list[str]:
         """``pipeline`` with a file of two stages of which something is odd."""
         stage = {"run": "fit", "config": self.sft, "set": {"trainer.max_steps": 1}}
-        stages: dict[Any, Any] = {"first": dict(stage), "second": dict(stage)}
+        second: dict[str, Any] = self.draw.choice(
+            [
+                stage,
+                {"run": "compare", "policies": {"a": "x", "b": "y"}, "config": self.sft, "set": {"limit": 1}},
+                {"run": "export", "source": "${stages.first.export}", "set": {"dtype": "float32"}},
+            ]
+        )
+        stages: dict[Any, Any] = {"first": dict(stage), "second": dict(second)}
         spec: dict[Any, Any] = {"folder": str(self.folder / "runs"), "stages": stages}
         place = self.draw.choice([spec, stages, stages["second"], stages["second"]["set"]])
         if place is stages["second"]["set"]:

@@ -14,7 +14,9 @@ import yaml
 from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
 
 from lit_rl.cli.lightning_cli import ArgumentCheck
+from lit_rl.cli.main import COMMANDS
 
+KNOWN = ", ".join(COMMANDS)
 SAVE_LAST = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
 
 
@@ -86,8 +88,8 @@ def test_a_class_of_another_kind_gets_the_known_ones(grpo):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "write lit-rl and one of fit, validate, test, predict, pipeline, replay; lit-rl --help explains them."),
-        (["fti"], "unknown command 'fti'; write one of fit, validate, test, predict, pipeline, replay. Did you mean 'fit'?"),
+        ([], f"write lit-rl and one of {KNOWN}; lit-rl --help explains them."),
+        (["fti"], f"unknown command 'fti'; write one of {KNOWN}. Did you mean 'fit'?"),
         (["fit"], "the following arguments are required: data, model"),
     ],
 )

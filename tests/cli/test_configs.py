@@ -7,9 +7,9 @@ from pathlib import Path
 import lit_rl.configs
 from lit_rl.cli.configs import find_config, read_yaml, resolve_configs
 from lit_rl.cli.errors import explain
-from lit_rl.cli.lightning_cli import check_arguments
 from lit_rl.cli.option_check import check_options
-from lit_rl.cli.stages import load_stages
+from lit_rl.cli.pipeline_file import load_stages
+from lit_rl.cli.stage_check import quick_check
 
 FOLDER = Path(lit_rl.configs.__path__[0])
 FILES = sorted(str(path.relative_to(FOLDER))[: -len(".yaml")] for path in FOLDER.rglob("*.yaml"))
@@ -34,8 +34,7 @@ def wrong(commands: dict) -> dict:
     found = {}
     for name, command in commands.items():
         try:
-            check_options(resolve_configs(command))
-            check_arguments(resolve_configs(command))
+            quick_check(resolve_configs(command))()
         except ValueError as error:
             found[name] = explain(error)
     return found

@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 import pytest
 from fuzz_inputs import Inputs
 
-from lit_rl.cli import lightning_cli, pipeline
+from lit_rl.cli import comparison, lightning_cli, pipeline
 from lit_rl.cli.main import main
 
 SHORT, LONG = 60, 5000
 SECONDS = 60  # for one input: it hangs if it takes longer
-KINDS = ("command_line", "command_line", "config", "data", "pipeline")
+KINDS = ("command_line", "command_line", "config", "data", "pipeline", "comparison")
 
 
 class BuiltAlone(lightning_cli.CLI):
@@ -65,6 +65,7 @@ def faults(count: int, seed: int, folder: Path, monkeypatch, capsys) -> dict[str
     monkeypatch.setattr(sys, "argv", ["lit-rl"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(lightning_cli, "CLI", BuiltAlone)
+    monkeypatch.setattr(comparison.CompareCLI, "_run_subcommand", lambda self, subcommand: None)
     monkeypatch.setattr(pipeline, "_run", lambda stages, root: 0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found: dict[str, int] = {}

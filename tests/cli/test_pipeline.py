@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_runs import lit_rl, refusal, tiny_config, write_yaml
 
 from lit_rl.cli import pipeline
-from lit_rl.cli.stages import load_stages
+from lit_rl.cli.pipeline_file import load_stages
 
 CHECKPOINTS = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}
 
@@ -255,7 +255,7 @@ def test_a_mistake_in_a_later_stage_shows_before_the_first_one_runs(tmp_path):
         ({"set": {"trainer.max_stepz": 3}}, "stage 'second': unknown option 'trainer.max_stepz'. Did you mean"),
         ({"set": {"trainer.max_steps": "x"}}, "stage 'second': trainer.max_steps: expected int; got 'x'"),
         ({"config": "nope"}, "stage 'second': no config 'nope'"),
-        ({"run": "train"}, "stage 'second' runs 'train'; write one of fit, validate, test, predict."),
+        ({"run": "train"}, "stage 'second' runs 'train'; write one of fit, validate, test, predict, compare, export."),
         ({"overrides": {}}, "stage 'second' has overrides; a stage holds `run`, `config` and `set`."),
     ]:
         stages = {"first": {"run": "fit", "config": config}, "second": {"run": "fit", "config": config, **stage}}
@@ -281,7 +281,7 @@ def test_a_file_that_is_not_a_pipeline_gets_one_line(tmp_path):
         ({"a/b": {}}, "a stage is called 'a/b'; write letters"),
         ({"[bold]": {}}, "a stage is called '[bold]'; write letters"),
         ({"a\x1b[31m": {}}, r"a stage is called 'a\x1b[31m'; write letters"),
-        ({"a": {"run": ["fit"]}}, "stage 'a' runs ['fit']; write one of fit, validate, test, predict."),
+        ({"a": {"run": ["fit"]}}, "stage 'a' runs ['fit']; write one of fit, validate, test, predict, compare, export."),
         ({"a": {"run": "fit", "set": [1]}}, "stage 'a' has set [1]; write a mapping such as {trainer.max_steps: 100}."),
         ({"a": {"run": "fit", "set": {1: 2}}}, "stage 'a' sets 1; write the dotted name of an option."),
         ({"a": {"run": "fit", "set": {"x": date(2026, 1, 2)}}}, "stage 'a' sets x to datetime.date(2026, 1, 2); write a text"),

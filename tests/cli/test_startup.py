@@ -38,6 +38,8 @@ def test_help_and_mistakes_are_answered_without_torch_and_lightning(tmp_path):
         (["fit", "--config", str(tmp_path / "broken.yaml")], "line 2: this is not YAML"),
         (["fit", "--config", config, "--model.grup_size", "8"], "Did you mean 'model.group_size'?"),
         (["fit", "--config", config, "--model.policy.gather", "layer"], "is called 'model.policy.unshard' now."),
+        (["compare", "--help"], "Answers are read from completions alone"),
+        (["compare", "a=x", "b=y", "--config", config, "--splt", "val"], "Did you mean 'split'?"),
         (["pipeline", "--help"], "A finished stage is skipped"),
         (["pipeline", pipeline], "stage 'b': unknown option 'trainer.max_stepz'."),
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.optim import PagedAdamW8bit
 from conftest import quiet_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from math_runs import real_file, write_jsonl
@@ -19,7 +20,9 @@ from lit_rl.callbacks import HFExport
 from lit_rl.datamodules import GSM8K, LargestNumber, OmniMath, PositionSpec
 from lit_rl.evaluation import Evaluation, NextTokenEvaluation
 from lit_rl.models import LoRASpec, Policy, PolicySpec
-from lit_rl.models.loading import load_tokenizer
+from lit_rl.models.loading import load_model, load_tokenizer
+from lit_rl.models.merging import merge_export
+from lit_rl.models.quantization import QuantizedLinear
 from lit_rl.rewards import Reward
 from lit_rl.sampling import Sampler
 from lit_rl.sampling.check import check_policy
@@ -130,3 +133,25 @@ def test_a_run_resumes_exactly_and_its_export_is_the_policy(name, tmp_path, toke
         torch.testing.assert_close(logits, resumed.policy.model.eval()(ids).logits, rtol=1e-4, atol=1e-3)
         assert not torch.allclose(logits, start(ids).logits, atol=0.01)  # the adapter has learned something
     assert AutoTokenizer.from_pretrained(tmp_path / "export").chat_template == tokenizer.chat_template
+
+
+@pytest.mark.long
+def test_a_qlora_step_and_its_merged_export(tmp_path, tokenizer):
+    """SFT as `configs/sft_gsm8k_qlora.yaml` has it, two prompts of two accumulated."""
+    lora = LoRASpec(r=32, alpha=16, dropout=0.05)
+    policy = PolicySpec(pretrained=str(FOLDER), quantization="nf4", lora=lora, gradient_checkpointing=True)
+    optimizer = functools.partial(PagedAdamW8bit, lr=1e-3, weight_decay=0.0)
+    module = SFT(**settings(policy=policy, optimizer=optimizer, completion_only=False))
+    options = {"precision": PRECISION, "accumulate_grad_batches": 2, "callbacks": [HFExport()]}
+    quiet_trainer(tmp_path, max_steps=1, **options).fit(module, real_solutions(tmp_path))
+    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
+    size = sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in layer.state_dict().values())
+    numbers = sum(layer.in_features * layer.out_features for layer in layers)
+    merged = merge_export(tmp_path / "export", tmp_path / "merged", torch.bfloat16)
+    print(f"{size / (2 * numbers):.3f} of bfloat16; merged {merged}")
+    assert size / (2 * numbers) < 0.35
+    assert 0 < merged.difference < 0.05
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    again = load_model(PolicySpec(pretrained=str(tmp_path / "export"), quantization="nf4"), tokenizer)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(ids).logits, module.policy.model.eval()(ids).logits)

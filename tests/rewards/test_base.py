@@ -19,12 +19,14 @@ NAMES = {
     "DensePrefixMatch": "prefix_match",
     "FinalNumber": "finalnumber",
     "InformationGain": "information_gain",
+    "MajorityVote": "majority_vote",
     "MathAnswer": "boxedmath",
     "PrefixMatch": "prefix_match",
     "RPNAnswer": "correct",
     "RPNFormat": "boxed",
     "RPNProgress": "partial_credit",
     "RPNReward": "combinedreward",
+    "RegimeW": "regime_w",
 }
 """Name in the log by class: dashboards and recorded runs know them."""
 

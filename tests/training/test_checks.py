@@ -110,7 +110,9 @@ class TwoLoaders(Arithmetic):
 def test_several_loaders_of_one_evaluation_are_refused(tmp_path):
     sizes = {"grammar": Grammar(max_digits=1), "epoch_size": 16, "val_problems": 4, "test_problems": 4}
     with pytest.raises(ValueError, match=r"^2 loaders for one evaluation, .*; give one, and evaluate other problems by"):
-        quiet_trainer(tmp_path, limit_val_batches=1).validate(SFT(tiny_spec(), evaluation=Evaluation(4)), TwoLoaders(**sizes), verbose=False)
+        quiet_trainer(tmp_path, limit_val_batches=1).validate(
+            SFT(tiny_spec(), evaluation=Evaluation(4)), TwoLoaders(**sizes), verbose=False
+        )
 
 
 def test_answers_that_do_not_fit_the_model_name_their_own_option(tmp_path):

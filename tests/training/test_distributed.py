@@ -59,6 +59,7 @@ def one(name: str) -> dict:
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.double(), b.double()  # quantized weights are integers
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 

@@ -52,8 +52,9 @@ def stream(
     """Experience on rollouts that are there already."""
     collector = SimpleNamespace(
         actor=SimpleNamespace(runtime=Runtime()),
-        sampler=SimpleNamespace(max_new_tokens=LIMIT),
+        sampler=SimpleNamespace(max_new_tokens=LIMIT, arm_names=()),
         collect=lambda prompts: rollouts,
+        on_policy=True,
         number=0,
         metrics={},
     )

@@ -7,6 +7,7 @@ import signal
 import kill_runs
 import pytest
 from kill_runs import at_call, config, differences, end, ending, finish, start
+from tiny_runs import lit_rl, tiny_config, write_yaml
 
 from lit_rl.algorithms.module import PolicyModule
 from lit_rl.cli.configs import last_checkpoint
@@ -67,6 +68,24 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(algori
     assert f"lit-rl fit --config {file} --ckpt_path last" in log.read_text().replace("\n", " ")
     finish(file, log)
     assert differences(whole(algorithm), end(folder)) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "signum"),
+    [("validate", "update", signal.SIGTERM), ("test", "update", signal.SIGINT), ("predict", "answer", signal.SIGTERM)],
+)
+def test_a_signal_ends_an_evaluation_at_once(command, method, signum, tmp_path, monkeypatch):
+    answered = []
+
+    def send(self, actor, prompts):
+        os.kill(os.getpid(), signum)
+        answered.append(prompts)  # not reached
+
+    monkeypatch.setattr(Evaluation, method, send)
+    with pytest.raises(SystemExit) as stop:
+        lit_rl(command, "--config", write_yaml(tmp_path / "sft.yaml", tiny_config(tmp_path / "run")))
+    assert stop.value.code == 128 + signum
+    assert answered == []
 
 
 @pytest.mark.long

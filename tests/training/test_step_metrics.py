@@ -67,3 +67,23 @@ def test_sums_and_ranges_are_taken_over_all_ranks():
     other = torch.tensor([-0.5, 1.0])  # a smallest value of 0.5 and a largest of 1.0 on the other rank
     values = metrics.over_ranks(lambda total: 2 * total, lambda ends: ends.maximum(other.to(ends)))
     assert values == {"loss": 0.5, "ratio/min": 0.5, "ratio/max": 2.0}
+
+
+def test_each_arm_has_its_share_of_the_rows_and_the_mean_of_their_rewards():
+    rollouts = rollouts_of(
+        prompts_of([1], [2]),
+        2,
+        [[4]] * 4,
+        rewards=torch.tensor([1.0, 0.0, 0.5, 0.0]),
+        scored=torch.tensor([True, True, True, False]),
+        arm=torch.tensor([0, 2, 0, 2]),
+    )
+    metrics = rollout_metrics(rollouts, one_rank, ["a", "b", "c"])
+    assert {name: value for name, value in metrics.items() if name.startswith("arms/")} == {
+        "arms/a/share": 0.5,
+        "arms/a/reward": 0.75,
+        "arms/b/share": 0.0,
+        "arms/c/share": 0.5,
+        "arms/c/reward": 0.0,
+    }
+    assert not any(name.startswith("arms/") for name in rollout_metrics(rollouts, one_rank))
