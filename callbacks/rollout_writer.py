@@ -31,7 +31,7 @@ class RolloutWriter(Callback):
 
     They go to ``rollouts.jsonl`` in the run's folder, one line for a question (`docs/recorded.md`), or with several processes
     to ``rollouts.rank0.jsonl`` and so on. A recording that was killed goes on when it is started again: no question is lost or
-    recorded twice. Completions depend on seed, policy and question alone.
+    recorded twice. Completions depend on seed, policy, sampler and question alone.
 
     Args:
         limit: number of training questions to record, from the first on; 0 records all of them.

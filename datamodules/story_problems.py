@@ -14,15 +14,14 @@ from .generated import GeneratedData
 class StoryProblems(GeneratedData[StoryGrammar]):
     """Stories of a few operations with a question, solved by steps alone or with the reason before each step.
 
-    A solution ends in ``#### <number>``, as GSM8K's do, so that `FinalNumber` judges it. The tokenizer ``stories`` writes all
-    texts; others do too.
+    A solution ends in ``#### <number>``, as GSM8K's do, so that `FinalNumber` judges it. The tokenizer ``stories`` has a token
+    for each word. A tokenizer with a chat template asks in it.
 
     Args:
         grammar: operations and numbers of the stories; evaluation always uses this one.
         levels: easier grammars to train on one after another before ``grammar``, for the `Curriculum` callback.
         styles: styles of which one is drawn for each question, of training and of evaluation, and asked for before it:
             ``precise`` and ``reflective``. Leave them out ([]) if the arms of an `ArmSampler` ask in styles of their own.
-        chat: ask in the tokenizer's chat template, if it has one.
     """
 
     def __init__(
@@ -31,11 +30,10 @@ class StoryProblems(GeneratedData[StoryGrammar]):
         *,
         levels: list[StoryGrammar] | None = None,
         styles: list[str] | None = None,
-        chat: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(grammar or StoryGrammar(), levels, **options)
-        self.styles, self.chat = list(STYLES) if styles is None else styles, chat
+        self.styles = list(STYLES) if styles is None else styles
         for style in self.styles:
             if style not in STYLES:
                 raise ValueError(f"data.styles has {style!r}; write {' or '.join(STYLES)}, or [].")
@@ -50,4 +48,4 @@ class StoryProblems(GeneratedData[StoryGrammar]):
 
     def _prompt(self, question: str, style: str) -> str:
         # As `ArmSampler` puts a style before a question.
-        return with_style(ask(question, self.tokenizer, self.chat), question, style, self.tokenizer)
+        return with_style(ask(question, self.tokenizer, chat=True), question, style, self.tokenizer)

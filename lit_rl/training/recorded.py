@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_rl.datamodules.recorded import Recorded
 from lit_rl.models.sources import fingerprint
@@ -51,10 +52,16 @@ class RecordedCollector(Collector):
 
     def _sample(self, prompts: PromptBatch, round: int) -> Rollouts:
         if self._own is None:  # not earlier, since sharded weights are whole only now
-            own = fingerprint(self.actor.policy.model)
-            self._own = all(each.weights == own for each in self._recordings.values())
+            self._own = self._recorded_by(self.actor)
         taken = [self._group(number, round) for number in prompts.numbers]
         return Rollouts.join(taken).to(self.actor.runtime.device)
+
+    def _recorded_by(self, actor: Actor) -> bool:
+        """Whether the recordings are of these very weights; False if weights are never whole, which cannot be told then."""
+        if actor.runtime.sharded and actor.policy.spec.unshard == "layer":
+            return False
+        own = fingerprint(actor.policy.model)
+        return all(each.weights == own for each in self._recordings.values())
 
     def _group(self, number: int, round: int) -> Rollouts:
         """Completions of a question, as one group."""
@@ -96,6 +103,12 @@ def check_replay(
     if group_size > most:
         raise ValueError(
             f"model.group_size is {group_size}, but at most {most} completions of a question are recorded; lower it."
+        )
+    rewards = [each.rollouts.rewards for each in data.recordings.values()]
+    if group_size > 1 and not rescores and all(bool((each == each[0]).all()) for each in rewards):
+        rank_zero_warn(
+            "data.path: all completions of a question have one recorded reward, so a baseline within the group has nothing to "
+            "compare; give model.reward, or record with a reward for each response."
         )
     if kl_coef and objective.kl_in == "reward":
         raise ValueError(

@@ -69,7 +69,7 @@ def test_a_group_is_all_completions_of_a_question(recorded, tmp_path):
 
 def texts(path, rollout=0, numbers=range(48), seed=0, group_size=1):
     """Completions that are drawn of questions, by their numbers."""
-    data, runtime = opened(replayed(path)), SimpleNamespace(device="cpu", step=0)
+    data, runtime = opened(replayed(path)), SimpleNamespace(device="cpu", step=0, sharded=False)
     actor = SimpleNamespace(seed=seed, policy=SimpleNamespace(model=torch.nn.Linear(1, 1)), runtime=runtime)
     collector = RecordedCollector(actor, data, Digits(), Overlong(), group_size, rescores=False)
     collector.number = rollout
@@ -138,6 +138,17 @@ def test_completions_of_several_arms_keep_their_prompts(tmp_path):
     assert {round(float(value), 3) for value in rollouts.temperature} == {0.8, 1.2}
     # Under another prompt, temperature or support a token would have another probability; the guard has looked too.
     assert watch.metrics[0]["sampling/sampling_logp_difference/mean"] < 1e-6
+
+
+def test_groups_of_one_reward_each_are_reported(recorded, tmp_path):
+    entries = lines(recorded)
+    for entry in entries:
+        for output in entry["arm_outputs"]:
+            output["reward"] = entry["reward"]
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with pytest.warns(UserWarning, match="a baseline within the group has nothing to compare"):
+        replay(tmp_path, learner(), file)
 
 
 def test_dynamic_sampling_draws_other_recorded_questions(recorded, tmp_path):
