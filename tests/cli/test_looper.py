@@ -1,4 +1,7 @@
-"""The pipeline `looper` with its 8B model replaced by SmolLM2-135M-Instruct: every stage on a few real questions of GSM8K."""
+"""The pipeline `looper` with its 8B model replaced by SmolLM2-135M-Instruct: every stage on a few real questions of GSM8K.
+
+Its base is not quantized: on a CPU each product would dequantize its weights again (`tests/models/test_smollm2.py` has it in 4 bits).
+"""
 
 import json
 import subprocess
@@ -20,7 +23,13 @@ pytestmark = [
 ]
 
 QUESTIONS = 12
-SHORT = {"trainer.accelerator": "cpu", "trainer.precision": "32-true", "model.evaluation.max_new_tokens": 48}
+SHORT = {
+    "trainer.accelerator": "cpu",
+    "trainer.precision": "32-true",
+    "model.policy.dtype": "float32",
+    "model.policy.quantization": None,
+    "model.evaluation.max_new_tokens": 160,
+}
 FIT = {"trainer.max_epochs": None, "trainer.check_val_every_n_epoch": None}
 
 
@@ -42,7 +51,7 @@ def small(name: str, data: dict[str, str]) -> dict[str, Any]:
             "compare_dev": {**{f"data.{key}": value for key, value in data.items()}, "limit": QUESTIONS},
             "rollouts": {
                 **{f"data.{key}": value for key, value in data.items()},
-                "model.sampler.max_new_tokens": 48,
+                "model.sampler.max_new_tokens": 160,
                 "trainer.callbacks": [{"class_path": "RolloutWriter", "init_args": {"limit": QUESTIONS}}],
             },
             "ppo": {**FIT, **problems, "trainer.max_steps": 2, "trainer.val_check_interval": 8},
