@@ -1,6 +1,7 @@
 """The pipeline `looper` with its 8B model replaced by SmolLM2-135M-Instruct: every stage on a few real questions of GSM8K.
 
-Its base is not quantized: on a CPU each product would dequantize its weights again (`tests/models/test_smollm2.py` has it in 4 bits).
+Its base is not quantized: on a CPU each product would dequantize its weights again.
+`tests/models/test_smollm2.py` has it in 4 bits.
 """
 
 import json
