@@ -126,7 +126,6 @@ ORDINARY = {
         "gradient of grpo with failing rewards",
     ],
     "fsdp2": [
-        "grpo",
         "grpo lora",
         "grpo nf4",
         "grpo gathering layers",

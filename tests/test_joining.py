@@ -33,6 +33,8 @@ def everything(seed):
         parts={name: torch.rand(len(rows)) for name in ("correct", "format")},
         in_loss=torch.rand(len(rows)) < 0.5,
         truncated=torch.rand(len(rows)) < 0.5,
+        stopped=torch.rand(len(rows)) < 0.5,
+        arm=torch.randint(0, 8, (len(rows),)),
         gradient_mask=(torch.rand(shape) < 0.5) & ~behind,
         support=Support(torch.randint(0, 9, (int(counts.sum()),), dtype=torch.int32), counts),
         **by_token,

@@ -88,7 +88,7 @@ def unknown_class(name: str, known: list[str]) -> str:
     short = name.split(".")[-1]
     if short in CLASSES:
         return f"class {name!r} is called {CLASSES[short]} now."
-    listed = f" Known are {', '.join(known)}." if len(known) < 20 else ""
+    listed = f" Known are {', '.join(known)}." if len(known) < 30 else ""
     return f"unknown class {name!r}.{suggestion(short, known) or listed}"
 
 

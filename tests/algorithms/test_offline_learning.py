@@ -68,6 +68,7 @@ def grpo(start) -> GRPO:
     return GRPO(**options(start, 2e-3), negative_weight=0.1, objective=CORRECTED)
 
 
+@pytest.mark.long
 def test_offline_grpo_raises_accuracy(supervised, recorded, tmp_path):
     before, after = learn(grpo(supervised[0]), tmp_path, recorded, 60, 32)
     assert before["value"] == supervised[2]["value"], "the policy that recorded"
@@ -81,6 +82,7 @@ def test_offline_ppo_raises_accuracy(supervised, recorded, tmp_path):
     assert after["value"] > before["high"]
 
 
+@pytest.mark.long
 def test_sft_on_right_answers_raises_accuracy(supervised, recorded, tmp_path):
     module = SFT(**options(supervised[0], 1e-3))
     before, after = learn(module, tmp_path, recorded, 50, 64, best=1, min_reward=1.0)

@@ -101,6 +101,7 @@ def assert_same(policy: Policy, compiled: Policy) -> None:
     assert graphs() > 0
 
 
+@pytest.mark.long
 def test_a_compiled_policy_is_the_same_policy(without_code_generation):
     assert_same_draws_and_gradient(*pair(tiny_spec(config={"num_hidden_layers": 1})))
     assert graphs() > 0
