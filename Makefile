@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := passive
 quickstart: .venv/installed  ## train a small model from nothing on arithmetic: SFT, then GRPO (about 12 minutes on two cores)
 	$(BIN)/lit-rl pipeline quickstart
 
-test: .venv/installed  ## all tests, with a learning miniature per algorithm (6 to 9 minutes on two cores, by machine)
+test: .venv/installed  ## all tests, with a learning miniature per algorithm (6 to 10 minutes on two cores, by machine)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 check: .venv/installed  ## format, lint, spelling, types

@@ -121,20 +121,15 @@ ORDINARY = {
         "ppo ending rollouts early",
         "ppo with a critic warming up",
         "sft with a failed step",
-        "gradient of grpo",
         "gradient of grpo with everything",
         "gradient of grpo with failing rewards",
     ],
     "fsdp2": [
-        "grpo lora",
         "grpo nf4",
         "grpo gathering layers",
         "grpo with everything",
-        "ppo with a critic of its own",
-        "sft",
         "grpo with arms",
         "gradient of ppo",
-        "gradient of sft",
     ],
 }
 """Runs of an ordinary session of tests: each kind under the strategy where more can go wrong."""
