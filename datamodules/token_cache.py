@@ -71,7 +71,7 @@ def read_cache(folder: Path) -> TokenCache:
 
 
 def write_cache(folder: Path, pieces: Iterable[Piece], tokenizer: Any) -> None:
-    """Tokenize a corpus into a new folder; an existing folder stays as it is.
+    """Tokenize a corpus and write it to a new folder. If the folder exists, nothing is written.
 
     Raises:
         ValueError: if the tokenizer cannot encode a text, or there is no text.

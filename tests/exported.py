@@ -27,6 +27,14 @@ class EvenSum(AnswerReward[int]):
         return "ab"
 
 
+def move_weights(policy: Policy) -> None:
+    """Move all trainable weights at random, as a run does."""
+    with torch.no_grad():
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn_like(weight)
+
+
 def export(folder: Path, spec: PolicySpec, seed: int) -> str:
     """The folder of a policy with random weights, in its adapters too."""
     torch.manual_seed(seed)

@@ -22,8 +22,13 @@ SMALL = {
 
 def fit(module, folder, steps, batch_size, *callbacks, data=Arithmetic):
     """Train on the larger or smaller of two numbers; accuracy before and after on 400 held-out problems."""
-    measure = Improvement()
     problems = data(Grammar(["max", "min"], signed=False), batch_size=batch_size, val_problems=400, test_problems=1)
+    return improvement(module, problems, folder, steps, *callbacks)
+
+
+def improvement(module, data, folder, steps, *callbacks):
+    """Accuracy on held-out problems before and after training."""
+    measure = Improvement()
     trainer = quiet_trainer(
         folder,
         max_steps=steps,
@@ -34,7 +39,7 @@ def fit(module, folder, steps, batch_size, *callbacks, data=Arithmetic):
         check_val_every_n_epoch=None,
         callbacks=[measure, *callbacks],
     )
-    trainer.fit(module, problems)
+    trainer.fit(module, data)
     return measure.before, measure.after
 
 

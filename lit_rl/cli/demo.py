@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from lit_rl.rewards import RegimeW
-from lit_rl.rollouts import Rollouts
-from lit_rl.types import PromptBatch, Sample
+from lit_rl.training.dry_run import written_rollouts
+from lit_rl.types import Sample
 
 DEMOS = ("regime_w",)
 
@@ -71,24 +71,9 @@ def main(args: list[str]) -> None:
 
 def _scores(sample: Sample, case: Case) -> str:
     """The columns of a case."""
-    rollouts, s_cf = _rollouts(sample, case.answers), torch.tensor(case.follow)
+    rollouts, s_cf = written_rollouts([sample], case.answers), torch.tensor(case.follow)
     question, response = RegimeW(), RegimeW(per="response")
     parts = question.scores(rollouts, s_cf)
     parts["reward"] = question.total(parts)
     shared = "".join(f"{float(parts[name][0]):7.2f}" for name in COLUMNS if name in parts)  # equal for all answers
     return shared + "  " + " ".join(f"{value:.1f}" for value in response.total(response.scores(rollouts, s_cf)).tolist())
-
-
-def _rollouts(sample: Sample, answers: list[str]) -> Rollouts:
-    """Written answers to a question as rollouts, each counted as one token."""
-    rows = len(answers)
-    return Rollouts(
-        PromptBatch.pad([[0]], [[]], [sample], 0),
-        texts=answers,
-        completion_ids=torch.zeros(rows, 1, dtype=torch.long),
-        lengths=torch.ones(rows, dtype=torch.long),
-        truncated=torch.zeros(rows, dtype=torch.bool),
-        logprobs=torch.zeros(rows, 1),
-        entropies=torch.zeros(rows, 1),
-        temperature=torch.ones(rows),
-    )

@@ -97,7 +97,7 @@ def run(args: list[str]) -> None:
 
 
 def _command(args: list[str]) -> tuple[str, list[str]]:
-    """Split arguments into the command and the rest; the command is empty if general help is asked for.
+    """Split the command line into the command and the other arguments. A call for general help has an empty command.
 
     Raises:
         ValueError: if there is no such command.

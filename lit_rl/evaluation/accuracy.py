@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lit_rl.evaluation.metrics import Proportion, majority, pass_at_k, with_interval
+from lit_rl.evaluation.metrics import Proportion, pass_at_k, with_interval
 from lit_rl.rewards.answers import ArithmeticAnswer
 from lit_rl.rewards.base import AnswerReward
+from lit_rl.rewards.majority_vote import majority
 from lit_rl.rollouts import Rollouts
 from lit_rl.sampling.actor import Actor
 from lit_rl.sampling.sampler import Sampler

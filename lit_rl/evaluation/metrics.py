@@ -1,9 +1,7 @@
-"""Metrics of an evaluation: proportions and means with their intervals, pass@k, majority vote."""
+"""Metrics of an evaluation: proportions and means with their intervals, pass@k."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
 from math import comb, sqrt
 
 import torch
@@ -32,13 +30,6 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     """``1 - C(n - c, k) / C(n, k)``: unbiased probability that one of k draws is right (arXiv 2107.03374, eq. 1)."""
     # `comb` is exact for integers of any size, and 0 if fewer than k answers are wrong.
     return 1.0 - comb(samples - right, k) / comb(samples, k)
-
-
-def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
-    """Most frequent answer, the earliest of several; None if no completion has an answer."""
-    # Among equals `most_common` keeps the order of first appearance, so that every run picks the same answer.
-    counted = Counter(answer for answer in answers if answer is not None)
-    return counted.most_common(1)[0][0] if counted else None
 
 
 class Proportion(Metric):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_rl.evaluation.accuracy import Evaluation
-from lit_rl.evaluation.metrics import majority
+from lit_rl.rewards.majority_vote import majority
 from lit_rl.rollouts import Rollouts
 from lit_rl.types import Sample
 

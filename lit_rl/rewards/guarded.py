@@ -100,7 +100,15 @@ class Guarded(Reward):
 
 
 def run_within(seconds: float, call: Callable[[], Any]) -> tuple[bool, Any]:
-    """Run a call; returns whether it ended in time, and its result. 0 seconds are no limit; its exceptions are raised here."""
+    """Run a function with a time limit; exceptions of the function are raised here.
+
+    Args:
+        seconds: time limit; 0 sets none.
+        call: the function.
+
+    Returns:
+        Whether the function ended in time, and its result.
+    """
     if not seconds:
         return True, call()
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +43,19 @@ class MajorityVote(Reward):
         earned, agreement = torch.zeros(len(rollouts)), torch.zeros(len(rollouts))
         for group in range(rollouts.num_groups):
             rows = rollouts.rows_of([group]).tolist()
-            # Among equals `most_common` keeps the order of first appearance, so that every run picks the same answer.
-            counted = Counter(answers[row] for row in rows if answers[row] is not None).most_common(1)
-            for answer, count in counted:
-                agreement[rows] = count / len(rows)
-                if count >= self.min_agreement * len(rows):
-                    earned[rows] = torch.tensor([float(answers[row] == answer) for row in rows])
+            winner = majority([answers[row] for row in rows])
+            votes = torch.tensor([float(winner is not None and answers[row] == winner) for row in rows])
+            agreement[rows] = votes.mean()
+            if votes.sum() >= self.min_agreement * len(rows):
+                earned[rows] = votes
         return {self.name: earned, "agreement": agreement}
 
     def score(self, rollouts: Rollouts) -> Tensor:
         return self.parts(rollouts)[self.name]
+
+
+def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
+    """Most frequent answer, the earliest of several; None if no completion has an answer."""
+    # Among equals `most_common` keeps the order of first appearance, so that every run picks the same answer.
+    counted = Counter(answer for answer in answers if answer is not None)
+    return counted.most_common(1)[0][0] if counted else None

@@ -35,7 +35,8 @@ class Actor:
         """
         with self.runtime.forward_context():
             rollouts = sampler.sample(self.policy, prompts, group_size, SampleKey(self.seed, rollout, round))
-        texts, stops = self.renderer.decode(rollouts), self.policy.stop_strings
-        ended = rollouts.stopped.tolist()
-        rollouts.texts = [stops.cut(text) if stopped else text for text, stopped in zip(texts, ended, strict=True)]
+        rollouts.texts = self.renderer.decode(rollouts)
+        if stops := self.policy.stop_strings:
+            rows = zip(rollouts.texts, rollouts.stopped.tolist(), strict=True)
+            rollouts.texts = [stops.cut(text) if stopped else text for text, stopped in rows]
         return rollouts

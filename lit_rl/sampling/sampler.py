@@ -156,7 +156,8 @@ class Sampler:
             batch.advance()
             batch.admit()
         rollouts = record.rollouts(prompts, temperatures, draws.fields)
-        rollouts.stopped = torch.tensor(watch.stopped, device=device)
+        if policy.stop_strings:
+            rollouts.stopped = torch.tensor(watch.stopped, device=device)
         return rollouts
 
     def _given_temperatures(self) -> list[float]:

@@ -173,7 +173,7 @@ def _said_in_words(question: str, number: Fraction) -> bool:
 
 
 def evaluate(parts: Sequence[Fraction | str]) -> Fraction | None:
-    """Value of numbers, ``+ - * /`` and parentheses by the usual precedence; None if they are no expression."""
+    """Evaluate an expression of numbers, ``+ - * /`` and parentheses by the usual precedence; None if it is malformed."""
     rest = list(parts)
     try:
         value = _sum(rest)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 STYLES = {"precise": "Write the steps alone.", "reflective": "Say why before each step."}
 """Texts before a question that ask for a style of solution."""
 
+# Two digits at most: a small model from scratch should learn stories, and not long multiplication.
 LARGEST_FACTOR, LARGEST_RESULT = 9, 99
 """Bounds of numbers that multiply or divide, and of every result."""
 
@@ -181,6 +182,7 @@ class Story:
         """Worked solution in one of the `STYLES`: a line for each step, then ``#### <answer>``."""
         steps, lines = work(self.operands), []
         for sentence, found in zip(self.sentences, steps, strict=True):
+            # The first sentence alone: a part that asks for a quotient ends with its question.
             reason = sentence[: sentence.index(".") + 1] + " " if style == "reflective" and found else ""
             # A part of two steps has its reason once, before the first.
             lines += [f"{reason if place == 0 else ''}{step}" for place, step in enumerate(found)]
@@ -218,6 +220,7 @@ def draw_story(grammar: StoryGrammar, rng: Random) -> Story:
 def _draw_events(operations: int, rng: Random) -> list[Part] | None:
     """Different events of so many operations in all; None if the draw has another number of operations."""
     events = []
+    # Each event at most once: "loses some" twice in a row would read as a mistake.
     for event in rng.sample(EVENTS, len(EVENTS)):
         if event.num_operations <= operations:
             events.append(event)
@@ -226,5 +229,6 @@ def _draw_events(operations: int, rng: Random) -> list[Part] | None:
 
 
 def _draw_numbers(part: Part, largest: int, rng: Random) -> tuple[int, ...]:
+    # Factors stay small, or most products would pass the largest result and be drawn again.
     factor = part.num_numbers == 2 or part.operator in ("*", "/")
     return tuple(rng.randint(2, LARGEST_FACTOR if factor else largest) for _ in range(part.num_numbers))

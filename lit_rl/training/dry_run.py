@@ -28,7 +28,8 @@ def check_reward(reward: Reward, data: Sequence[Sample]) -> None:
     samples = some_of(data)
     if reward.asks_policy or not samples:
         return
-    rollouts = completed(samples, [reward.example(sample) for sample in samples])
+    # Twice, since rewards may compare the completions of a prompt.
+    rollouts = written_rollouts(samples, [reward.example(sample) for sample in samples for _ in range(2)])
     state = copy.deepcopy(reward.state_dict())
     score_rollouts(reward, rollouts)
     reward.load_state_dict(state)  # the run begins with the state that it would have begun with
@@ -55,7 +56,7 @@ def check_judge(judge: AnswerReward[Any], data: Sequence[Sample]) -> None:
     if not samples:
         return
     try:
-        judge.score(completed(samples, [judge.example(sample) for sample in samples]))
+        judge.score(written_rollouts(samples, [judge.example(sample) for sample in samples]))
     except ValueError as error:
         raise ValueError(
             f"model.evaluation judges by {type(judge).__name__}, which cannot read the data: {error} Or give the evaluation a "
@@ -69,13 +70,12 @@ def some_of(data: Sequence[Sample]) -> list[Sample]:
     return [data[place * len(data) // count] for place in range(count)]
 
 
-def completed(samples: list[Sample], texts: list[str]) -> Rollouts:
-    """Rollouts with two completions of each sample: its text as a whole, counted as one token."""
-    prompts = PromptBatch.pad([[0]] * len(samples), [[] for _ in samples], samples, 0)
-    rows = 2 * len(samples)  # two, since rewards may compare the completions of a prompt
+def written_rollouts(samples: list[Sample], texts: list[str]) -> Rollouts:
+    """Rollouts of texts that no policy has sampled, equally many for each sample in turn; a text counts as one token."""
+    rows = len(texts)
     return Rollouts(
-        prompts,
-        texts=[text for text in texts for _ in range(2)],
+        PromptBatch.pad([[0]] * len(samples), [[] for _ in samples], samples, 0),
+        texts=texts,
         completion_ids=torch.zeros(rows, 1, dtype=torch.long),
         lengths=torch.ones(rows, dtype=torch.long),
         truncated=torch.zeros(rows, dtype=torch.bool),

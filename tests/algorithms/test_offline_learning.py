@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from conftest import quiet_trainer
+from miniature import improvement
 from recorded_runs import record
 
 from lit_rl.algorithms import GRPO, PPO, SFT
-from lit_rl.callbacks import Improvement, ShuffledRewards
+from lit_rl.callbacks import ShuffledRewards
 from lit_rl.datamodules import Arithmetic, Recorded
 from lit_rl.evaluation import Evaluation
 from lit_rl.models import PolicySpec
@@ -46,22 +46,13 @@ def options(start, lr) -> dict:
 
 def learn(module, folder, path, steps, batch_size, *callbacks, **data) -> tuple[dict, dict]:
     """Held-out accuracy before and after training on the file."""
-    measure = Improvement()
-    trainer = quiet_trainer(
-        folder,
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        num_sanity_val_steps=-1,
-        limit_val_batches=1.0,
-        val_check_interval=steps,
-        check_val_every_n_epoch=None,
-        callbacks=[measure, *callbacks],
+    before, after = improvement(
+        module, Recorded(str(path), problems(), batch_size=batch_size, **data), folder, steps, *callbacks
     )
-    trainer.fit(module, Recorded(str(path), problems(), batch_size=batch_size, **data))
-    assert measure.before
-    assert measure.after
-    print(f"accuracy {measure.before['value']:.3f} -> {measure.after['value']:.3f}")
-    return measure.before, measure.after
+    assert before
+    assert after
+    print(f"accuracy {before['value']:.3f} -> {after['value']:.3f}")
+    return before, after
 
 
 def grpo(start) -> GRPO:

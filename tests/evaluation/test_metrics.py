@@ -5,7 +5,8 @@ from itertools import combinations, product
 import pytest
 import torch
 
-from lit_rl.evaluation.metrics import Mean, Proportion, majority, pass_at_k, wilson_interval
+from lit_rl.evaluation.metrics import Mean, Proportion, pass_at_k, wilson_interval
+from lit_rl.rewards.majority_vote import majority
 
 # --- Wilson interval ---------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import tiny_spec
+from exported import move_weights
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -25,10 +26,7 @@ def trained(spec: PolicySpec, value_head: bool = False) -> Policy:
     check_policy(policy)
     if value_head:
         policy.add_value_head()
-    with torch.no_grad():
-        for weight in policy.parameters():
-            if weight.requires_grad:
-                weight += 0.1 * torch.randn_like(weight)
+    move_weights(policy)
     return policy
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import tiny_spec
+from exported import move_weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -27,10 +28,7 @@ def export(spec: PolicySpec, folder, value_head: bool = False) -> Policy:
     policy = Policy(spec, tokenizer)
     if value_head:
         policy.add_value_head()
-    with torch.no_grad():
-        for weight in policy.parameters():
-            if weight.requires_grad:
-                weight += 0.1 * torch.randn_like(weight)
+    move_weights(policy)
     export_policy(policy, tokenizer, folder, whole_weights(policy), probe_policy(policy, tokenizer))
     return policy
 
